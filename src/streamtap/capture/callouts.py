@@ -1,0 +1,335 @@
+"""The driver: loads the callouts, tells them what is in scope, attaches and detaches them.
+
+Attached without pins: every link dies with this process, however it ends.
+"""
+
+import contextlib
+import errno
+import mmap
+import os
+import struct
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtap.capture import layout
+from streamtap.capture.identity import Cgroups, FileKey, descendants, file_key
+from streamtap.capture.libbpf import BPF_ANY, Log, Map, Object
+from streamtap.capture.ring import Ring
+from streamtap.errors import CalloutError, KernelUnsupported, PermissionMissing
+from streamtap.model import Policy
+
+FOLDER = Path(__file__).parent
+VARIANTS = {"dynptr": "callout.bpf.o", "scratch": "callout_scratch.bpf.o"}
+# Before the sockets are looked at, every process must be known; before a socket is marked, its
+# packets must be seen.
+PROCESS_HOOKS = ("process_exec", "process_fork", "process_exit")
+CGROUP_HOOKS = ("stream_received", "stream_sent", "flow_established", "socket_created")
+OPTIONAL_HOOKS = ("socket_sent", "socket_received")
+RING_BYTES = 16 << 20
+CONTROL_BYTES = 4 << 20
+WAKE_BYTES = 256 << 10
+WAKE_NS = 10_000_000
+CAPABILITIES = {12: "CAP_NET_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}
+_CAP_SYS_ADMIN = 21
+
+_u32, _u64 = struct.Struct("<I"), struct.Struct("<Q")
+
+
+class Trial(NamedTuple):
+    """One attempt to load an object: with which programs left out, and what the kernel said."""
+
+    variant: str
+    skipped: tuple[str, ...]
+    error: str
+
+
+class Callouts:
+    """The callouts in the kernel, loaded but not attached.
+
+    variant: "dynptr", or "scratch" for kernels before 5.19. missing: optional hooks that the
+    kernel refused. Filters are bits 0 … 63; `add_…` may be called at any time.
+    """
+
+    def __init__(
+        self, *, ring_bytes: int = RING_BYTES, variant: str | None = None, optional: bool = True
+    ) -> None:
+        """Raises PermissionMissing, KernelUnsupported, or CalloutError with the verifier's log.
+
+        ring_bytes: a power of two and a multiple of the page size.
+        """
+        if ring_bytes & (ring_bytes - 1) or ring_bytes < mmap.PAGESIZE:
+            raise ValueError(f"a ring of {ring_bytes} bytes: not a power of two of whole pages")
+        variant = variant or os.environ.get("STREAMTAP_CALLOUTS") or None
+        if variant is not None and variant not in VARIANTS:
+            raise ValueError(f"no callouts {variant!r}: {', '.join(VARIANTS)}")
+        require_rights()
+        self.cgroups = Cgroups()
+        self._held: list[int] = []
+        self._attached: list[str] = []
+        try:
+            self._object, self.variant, self.missing = load(
+                [variant] if variant else list(VARIANTS),
+                {"segments": ring_bytes, "control": CONTROL_BYTES},
+                optional,
+            )
+        except BaseException:
+            self.cgroups.close()
+            raise
+        self._maps: dict[str, Map] = {}
+        self.ring_bytes = ring_bytes
+        self._settings_memory = mmap.mmap(self._map("settings").fd, mmap.PAGESIZE)
+        self._settings: NDArray[Any] = np.frombuffer(
+            self._settings_memory, layout.SETTINGS, count=1
+        )
+        self._set(
+            wake_ns=WAKE_NS,
+            ring_bytes=ring_bytes,
+            wake_bytes=min(WAKE_BYTES, ring_bytes // 4),
+            abi=layout.ABI,
+        )
+
+    def _map(self, name: str) -> Map:
+        found = self._maps.get(name)
+        if found is None:
+            found = self._maps[name] = self._object.map(name)
+        return found
+
+    def _set(self, **values: int) -> None:
+        for name, value in values.items():
+            self._settings[name][0] = value
+
+    def _get(self, name: str) -> int:
+        return int(self._settings[name][0])
+
+    # --- filters ---------------------------------------------------------------------------------
+
+    def _add_bit(self, map_name: str, key: bytes, bit: int) -> None:
+        table = self._map(map_name)
+        before = table.lookup(key, 8)
+        mask = (_u64.unpack(before)[0] if before else 0) | 1 << bit
+        table.update(key, _u64.pack(mask))
+
+    def add_program(self, bit: int, path: str) -> FileKey:
+        """The executable at `path` is in the filter; its inode is held while we live."""
+        key, fd = file_key(path)
+        self._held.append(fd)
+        self._add_bit("apps", struct.pack("<QII", key.inode, key.device, 0), bit)
+        return key
+
+    def add_name(self, bit: int, name: str) -> None:
+        """A program whose file has this name is a candidate."""
+        self._add_bit("names", os.fsencode(name)[: layout.NAME_LENGTH - 1].ljust(64, b"\0"), bit)
+
+    def add_script(self, bit: int, name: str) -> None:
+        """A process that was started by this name (script or symbolic link) is a candidate."""
+        self._add_bit("scripts", _comm(name), bit)
+
+    def add_comm(self, bit: int, name: str) -> None:
+        self._add_bit("comms", _comm(name), bit)
+        self._set(use=self._get("use") | layout.ScopeUse.COMM)
+
+    def add_uid(self, bit: int, uid: int) -> None:
+        self._add_bit("uids", _u32.pack(uid), bit)
+        self._set(use=self._get("use") | layout.ScopeUse.UID)
+
+    def add_cgroup(self, bit: int, path: str) -> None:
+        """`path` below the cgroup root, and all cgroups below it."""
+        self._add_bit("cgroups", _u64.pack(self.cgroups.id_of(path)), bit)
+        self._set(use=self._get("use") | layout.ScopeUse.CGROUP)
+
+    def ask(self, bit: int) -> None:
+        """Every program that is started is a candidate."""
+        self._set(ask=self._get("ask") | 1 << bit)
+
+    def add_pid(self, bit: int, pid: int, *, follow_forks: bool = False) -> None:
+        """This process is in the filter; with `follow_forks` its descendants, now and later."""
+        self._mark_process(pid, **{"inherited" if follow_forks else "own": 1 << bit})
+        if not follow_forks:
+            return
+        known: set[int] = set()
+        while new := set(descendants(pid)) - known:
+            for child in new:
+                self._mark_process(child, inherited=1 << bit)
+            known |= new
+
+    def _mark_process(self, pid: int, **masks: int) -> None:
+        table, key = self._map("processes"), _u32.pack(pid)
+        process = np.zeros(1, layout.PROCESS)
+        before = table.lookup(key, layout.PROCESS.itemsize)
+        if before:
+            process = np.frombuffer(before, layout.PROCESS).copy()
+        else:
+            process["process_id"] = (time.monotonic_ns() ^ pid << 40) & (1 << 64) - 1
+        for name, mask in masks.items():
+            process[name] |= np.uint64(mask)
+        table.update(key, process.tobytes(), BPF_ANY)
+
+    def decide(self, process_id: int, filters: int) -> None:
+        """What a candidate turned out to be: the filters it does match, 0 for none."""
+        self._map("verdicts").update(_u64.pack(process_id), _u64.pack(filters))
+
+    def enable(self, filters: int) -> None:
+        """Put exactly these filters (a mask) in force; live connections are not touched."""
+        self._set(enabled=filters)
+
+    def set_policy(self, policy: Policy, head: int = 0) -> None:
+        """How much of flows yet to be made is copied."""
+        self._set(mode=int(policy), head=head)
+
+    def set_flow_policy(self, flow_id: int, policy: Policy, head: int = 0) -> None:
+        """How much of one flow is copied, from its next segment on."""
+        self._map("policies").update(_u64.pack(flow_id), struct.pack("<II", int(policy), head))
+        self._set(policy_epoch=(self._get("policy_epoch") + 1) & 0xFFFFFFFF)
+
+    # --- attaching -------------------------------------------------------------------------------
+
+    def attach(self, *, new_only: bool = False) -> None:
+        """Attach all hooks. First the processes, then the packets, then the sockets that exist:
+        whatever is made meanwhile is seen by one of them."""
+        self._set(new_only=int(new_only))
+        for name in PROCESS_HOOKS:
+            self._attach(name)
+        self._object.run_iterator("seed_processes")
+        self._attach("flow_closed")
+        for name in CGROUP_HOOKS:
+            try:
+                self._object.attach_cgroup(name, self.cgroups.fd)
+            except OSError as error:
+                raise _attach_error(name, error) from error
+            self._attached.append(name)
+
+    def adopt(self) -> None:
+        """Mark the sockets that processes in scope hold already."""
+        self._object.run_iterator("adopt_sockets")
+        for name in OPTIONAL_HOOKS:
+            if name not in self.missing and name not in self._attached:
+                try:
+                    self._attach(name)
+                except CalloutError:
+                    self.missing = (*self.missing, name)
+
+    def _attach(self, name: str) -> None:
+        try:
+            self._object.attach(name)
+        except OSError as error:
+            raise _attach_error(name, error) from error
+        self._attached.append(name)
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        return tuple(self._attached)
+
+    # --- what user space reads -------------------------------------------------------------------
+
+    def rings(self) -> tuple[Ring, Ring]:
+        """The data ring and the control ring."""
+        return (
+            Ring(self._map("segments").fd, self.ring_bytes),
+            Ring(self._map("control").fd, CONTROL_BYTES),
+        )
+
+    def counters(self) -> dict[str, int]:
+        """Totals over all flows and CPUs; names as in `bpf/callout.h`."""
+        cpus = _possible_cpus()
+        raw = self._map("counters").lookup(_u32.pack(0), layout.COUNTERS.itemsize * cpus)
+        rows = np.frombuffer(raw or b"", layout.COUNTERS)
+        return {name: int(rows[name].sum()) for name in layout.COUNTERS.names or ()}
+
+    def list_flows(self) -> NDArray[Any]:
+        """(n,) FLOW_LISTING: the connections that are marked now, with the kernel's counters."""
+        raw = self._object.run_iterator("list_flows", self._map("flows").fd)
+        return np.frombuffer(raw, layout.FLOW_LISTING)
+
+    def detach(self) -> None:
+        """Remove all hooks; live connections go on, what is in the rings stays readable."""
+        self._object.detach()
+        self._attached.clear()
+
+    def close(self) -> None:
+        self.detach()
+        del self._settings
+        self._settings_memory.close()
+        self._object.close()
+        for fd in self._held:
+            os.close(fd)
+        self._held.clear()
+        self.cgroups.close()
+
+
+def load(
+    variants: list[str], sizes: dict[str, int], optional: bool = True
+) -> tuple[Object, str, tuple[str, ...]]:
+    """The first variant that the kernel takes, with the optional hooks if it takes them too: the
+    loaded object, the variant, and the hooks left out. Raises CalloutError for none."""
+    trials: list[Trial] = []
+    for variant in variants:
+        for skipped in ((), OPTIONAL_HOOKS) if optional else (OPTIONAL_HOOKS,):
+            log = Log()
+            try:
+                path = str(FOLDER / VARIANTS[variant])
+                if not os.path.exists(path):
+                    raise KernelUnsupported(
+                        "the callout object", f"{path} is not there", "build the package again"
+                    )
+                return Object(path, skip=skipped, sizes=sizes), variant, skipped
+            except OSError as error:
+                trials.append(Trial(variant, skipped, log.text))
+                reason = error
+            finally:
+                log.close()
+    if reason.errno in (errno.EPERM, errno.EACCES) and not _effective(_CAP_SYS_ADMIN):
+        raise PermissionMissing(
+            "the kernel refuses the callouts: a capability is missing", "run with sudo"
+        ) from reason
+    raise CalloutError(
+        f"the kernel refuses the callouts: {os.strerror(reason.errno or 0)}",
+        "see: streamtap doctor",
+        trials[-1].error,
+    ) from reason
+
+
+def _attach_error(name: str, error: OSError) -> CalloutError:
+    if error.errno == errno.EPERM and name in CGROUP_HOOKS:
+        return CalloutError(
+            f"cannot attach {name}: another program holds this hook for itself alone",
+            "bpftool cgroup tree shows which",
+        )
+    return CalloutError(f"cannot attach {name}: {os.strerror(error.errno or 0)}")
+
+
+def missing_capabilities() -> list[str]:
+    """Names of the capabilities that loading and attaching need and this process lacks."""
+    if _effective(_CAP_SYS_ADMIN):
+        return []
+    return [name for number, name in CAPABILITIES.items() if not _effective(number)]
+
+
+def require_rights() -> None:
+    """Raises PermissionMissing naming what is missing."""
+    if missing := missing_capabilities():
+        raise PermissionMissing(
+            f"watching other programs needs administrator rights: {', '.join(missing)} missing",
+            "run with sudo",
+        )
+
+
+def _effective(capability: int) -> bool:
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> capability & 1)
+    return False
+
+
+def _possible_cpus() -> int:
+    with contextlib.suppress(OSError, ValueError), open("/sys/devices/system/cpu/possible") as file:
+        return int(file.read().strip().split("-")[-1].split(",")[-1]) + 1
+    return os.cpu_count() or 1
+
+
+def _comm(name: str) -> bytes:
+    return os.fsencode(name)[: layout.COMM_LENGTH - 1].ljust(layout.COMM_LENGTH, b"\0")

@@ -1,0 +1,418 @@
+"""The live source: drained spans of the rings -> openings, segments and closings.
+
+Order between the two rings. Positions of the data ring are noted around each look at the control
+ring: an opening is handed on before the data that lies beyond the first mark, a closing after all
+the data that lies before the second.
+"""
+
+import os
+import select
+import socket
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from streamtap.capture.callouts import Callouts
+from streamtap.capture.columns import headers_at, join
+from streamtap.capture.layout import (
+    CLOSED_RECORD,
+    COMM_LENGTH,
+    OPENED_RECORD,
+    ORPHAN_TUPLE,
+    PROCESS_RECORD,
+    SEGMENT_RECORD,
+    FlowFlag,
+    ProcessFlag,
+    RecordKind,
+    Row,
+)
+from streamtap.model import App, Closed, Direction, Endpoint, Flow, Opened, Role, Segment
+
+Item = Opened | Segment | Closed
+
+SPAN_BYTES = 2 << 20  # read at a time: the space goes back to the kernel this often
+ACTIVE_S = 0.015  # longer than the callouts' pause between wake-ups: a late record is not missed
+IDLE_S = 0.5
+REMEMBERED = 16_384  # processes, flows out of scope: what is kept to tell late records by
+ORPHANS = 1024  # payloads waiting for the connection they opened
+CLOCK_S = 1.0  # how often the offset between the kernel's clock and Unix time is read again
+
+_segment_row, _orphan_row = Row(SEGMENT_RECORD), Row(ORPHAN_TUPLE)
+_opened_row, _closed_row = Row(OPENED_RECORD), Row(CLOSED_RECORD)
+_process_row = Row(PROCESS_RECORD)
+_KIND_AT = {  # offset of `kind`, by length of the record
+    OPENED_RECORD.itemsize: OPENED_RECORD.fields["kind"][1],  # type: ignore[index]
+    CLOSED_RECORD.itemsize: CLOSED_RECORD.fields["kind"][1],  # type: ignore[index]
+    PROCESS_RECORD.itemsize: PROCESS_RECORD.fields["kind"][1],  # type: ignore[index]
+}
+_Ends = tuple[int, bytes, int, bytes, int]
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+class Candidate(NamedTuple):
+    """A process that the kernel could not decide on.
+
+    filters: mask of the filters in question. path: its program as the process sees it.
+    filename: what was given to execve, "" if it ran before the callouts. arguments: its command
+    line, words ended by zero bytes, possibly cut; empty if it ran before.
+    """
+
+    filters: int
+    pid: int
+    path: str
+    filename: str
+    arguments: bytes
+    inode: int
+    device: int
+    existing: bool
+
+
+class _Known(NamedTuple):
+    """What the source keeps of an open flow."""
+
+    sent: Direction
+    passed: tuple[int, int]
+    ends: _Ends
+
+
+class LiveSource:
+    """Reads the rings of attached callouts. `poll` waits and gives what came.
+
+    Segments may be views of the ring: they are valid until the next `poll`.
+    judge: which of a candidate's filters it does match, as a mask.
+    names: the filters' names by bit.
+    unseen_control: set when the control ring was full and openings were lost.
+    """
+
+    def __init__(
+        self,
+        callouts: Callouts,
+        judge: Callable[[Candidate], int],
+        names: Mapping[int, str],
+    ) -> None:
+        self._callouts = callouts
+        self._judge = judge
+        self._names = names
+        self._data, self._control = callouts.rings()
+        self._epoll = select.epoll(2)
+        for ring in (self._data, self._control):
+            # Edge: a ring that still holds records must not turn the wait into a busy loop.
+            self._epoll.register(ring.fd, select.EPOLLIN | select.EPOLLET)
+        self._paths: OrderedDict[int, str] = OrderedDict()
+        self._verdicts: OrderedDict[int, int] = OrderedDict()
+        self._foreign: OrderedDict[int, None] = OrderedDict()
+        self._known: dict[int, _Known] = {}
+        self._sent: dict[int, Direction] = {}
+        self._passive: dict[_Ends, int] = {}
+        self._orphans: OrderedDict[_Ends, list[tuple[dict[str, Any], bytes]]] = OrderedDict()
+        self._closing: deque[tuple[int, dict[str, Any]]] = deque()
+        self._early: list[Item] = []
+        self._clock_ns = 0
+        self._clock_due = 0.0
+        self._active = True
+        self.orphans_lost = 0
+        self.records = 0
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def poll(self, timeout_s: float = IDLE_S) -> list[Item]:
+        """Waits at most `timeout_s` for records; then everything that came, in order per flow:
+        openings first, closings last."""
+        self._data.release()
+        if not self._closing and self._data.position >= self._data.produced:
+            # Soon after records there may be more that woke nobody.
+            wait_s = min(timeout_s, ACTIVE_S) if self._active else timeout_s
+            self._epoll.poll(wait_s)
+        items = self.drain()
+        self._active = bool(items)
+        return items
+
+    def drain(self) -> list[Item]:
+        """What the rings hold now, at most a span of it."""
+        self._read_clock()
+        data = self._data
+        before_control = data.produced
+        items, self._early = self._early, []
+        self._read_control(items)
+        self._read_segments(before_control, items)
+        while self._closing and data.position >= self._closing[0][0]:
+            self._close(self._closing.popleft()[1], items)
+        return items
+
+    def drain_control(self) -> None:
+        """Decide on the candidates that wait; what else the control ring holds stays for `poll`."""
+        self._read_clock()
+        self._read_control(self._early)
+
+    @property
+    def is_drained(self) -> bool:
+        return (
+            not self._closing
+            and not self._early
+            and self._data.position >= self._data.produced
+            and self._control.position >= self._control.produced
+        )
+
+    def _read_clock(self) -> None:
+        now = time.monotonic()
+        if now >= self._clock_due:
+            self._clock_due = now + CLOCK_S
+            self._clock_ns = time.time_ns() - time.monotonic_ns()
+
+    # --- the control ring ------------------------------------------------------------------------
+
+    def _read_control(self, items: list[Item]) -> None:
+        ring = self._control
+        for at, length in ring.read(ring.produced, ring.size):
+            record = ring.data[at : at + length]
+            kind = record[_KIND_AT[length]]
+            if kind == RecordKind.OPENED:
+                self._open(_opened_row.read(record), items)
+            elif kind == RecordKind.CLOSED:
+                self._closing.append((self._data.produced, _closed_row.read(record)))
+            else:
+                self._meet(_process_row.read(record), kind)
+            record.release()
+        ring.release()
+
+    def _meet(self, record: dict[str, Any], kind: int) -> None:
+        process_id = record["process_id"]
+        path = _path(record["path"][: record["path_length"]])
+        _remember(self._paths, process_id, path)
+        if kind != RecordKind.EXEC:
+            return
+        candidate = Candidate(
+            record["candidates"],
+            record["pid"],
+            path,
+            os.fsdecode(record["filename"][: record["filename_length"]].rstrip(b"\0")),
+            record["arguments"][: record["arguments_length"]],
+            record["inode"],
+            record["device"],
+            bool(record["flags"] & ProcessFlag.EXISTING),
+        )
+        verdict = self._judge(candidate) & candidate.filters
+        _remember(self._verdicts, process_id, verdict)
+        self._callouts.decide(process_id, verdict)
+
+    def _open(self, record: dict[str, Any], items: list[Item]) -> None:
+        flow_id = record["flow_id"]
+        filters = record["filters"]
+        if record["candidates"]:
+            filters |= self._verdicts.get(record["process_id"], 0) & record["candidates"]
+        if not filters:
+            _remember(self._foreign, flow_id, None)
+            return
+        flags = record["flags"]
+        role = Role.CLIENT if flags & FlowFlag.ACTIVE else Role.SERVER
+        flow = self._flow(record, filters, role)
+        sent = flow.sent
+        local, remote = (0, 1) if sent is Direction.TO_SERVER else (1, 0)
+        sequence, passed = record["sequence"], record["passed"]
+        items.append(
+            Opened(flow, (sequence[local], sequence[remote]), (passed[local], passed[remote]))
+        )
+        ends = _ends(record)
+        self._known[flow_id] = _Known(sent, passed, ends)
+        self._sent[flow_id] = sent
+        if role is Role.SERVER:
+            self._passive[ends] = flow_id
+            for segment, payload in self._orphans.pop(ends, ()):
+                items.append(self._segment(segment, payload, flow_id))
+
+    def _flow(self, record: dict[str, Any], filters: int, role: Role) -> Flow:
+        process_id, pid = record["process_id"], record["pid"]
+        path = self._paths.get(process_id)
+        if path is None:  # its record was lost with the control ring full
+            try:
+                path = os.readlink(f"/proc/{pid}/exe")
+            except OSError:
+                path = ""
+        app = App(
+            path,
+            pid,
+            record["comm"][:COMM_LENGTH].split(b"\0")[0].decode("utf-8", "backslashreplace"),
+            record["uid"],
+            self._callouts.cgroups.path_of(record["cgroup_id"]),
+            self._names.get((filters & -filters).bit_length() - 1, ""),
+        )
+        family = socket.AF_INET if record["family"] == 4 else socket.AF_INET6
+        size = 4 if record["family"] == 4 else 16
+        return Flow(
+            record["flow_id"],
+            app,
+            Endpoint(socket.inet_ntop(family, record["local"][:size]), record["local_port"]),
+            Endpoint(socket.inet_ntop(family, record["remote"][:size]), record["remote_port"]),
+            role,
+            record["time_ns"] + self._clock_ns,
+            bool(record["flags"] & FlowFlag.MIDSTREAM),
+            record["space"],
+        )
+
+    def _close(self, record: dict[str, Any], items: list[Item]) -> None:
+        flow_id, time_ns = record["flow_id"], record["time_ns"] + self._clock_ns
+        known = self._known.pop(flow_id, None)
+        self._sent.pop(flow_id, None)
+        if known is None:
+            self._foreign.pop(flow_id, None)
+            return
+        if self._passive.get(known.ends) == flow_id:
+            del self._passive[known.ends]
+        items += [
+            Segment(
+                flow_id,
+                known.sent if side == 0 else known.sent.opposite,
+                record["range_sequence"][side],
+                b"",
+                time_ns,
+                counted=record["range_length"][side],
+                lost=record["lost_segments"][side],
+            )
+            for side in (0, 1)
+            if record["range_length"][side]
+        ]
+        sent, received = kernel_totals(record, known.passed)
+        flags = record["flags"]
+        finished = flags & FlowFlag.FIN_SENT and flags & FlowFlag.FIN_RECEIVED
+        totals = (sent, received) if known.sent is Direction.TO_SERVER else (received, sent)
+        lost = record["lost_segments"]
+        items.append(
+            Closed(
+                flow_id,
+                time_ns,
+                "fin" if finished else "rst",
+                totals,
+                lost if known.sent is Direction.TO_SERVER else (lost[1], lost[0]),
+            )
+        )
+
+    # --- the data ring ---------------------------------------------------------------------------
+
+    def _read_segments(self, until: int, items: list[Item]) -> None:
+        ring = self._data
+        found = ring.read(until, SPAN_BYTES)
+        if not found:
+            return
+        self.records += len(found)
+        offsets = np.array([at for at, _ in found], np.int64)
+        records = headers_at(ring.words, offsets)
+        payloads = offsets + SEGMENT_RECORD.itemsize
+        orphans = records["kind"] != RecordKind.SEGMENT
+        if orphans.any():
+            for index in np.flatnonzero(orphans).tolist():
+                at, length = found[index]
+                self._take_orphan(ring.data[at : at + length], items)
+            records, payloads = records[~orphans], payloads[~orphans]
+        if self._foreign:
+            mine = ~np.isin(records["flow_id"], list(self._foreign))
+            records, payloads = records[mine], payloads[mine]
+        if len(records):
+            items += join(records, payloads, ring.data, self._sent, self._clock_ns)
+
+    def _take_orphan(self, record: memoryview, items: list[Item]) -> None:
+        """Payload that came while there was only the listener: it belongs to the connection with
+        the same ends, which is opened just before or just after."""
+        segment = _segment_row.read(record)
+        at = SEGMENT_RECORD.itemsize
+        tuple_ = _orphan_row.read(record, at)
+        payload = bytes(record[at + ORPHAN_TUPLE.itemsize :])
+        ends = _ends(tuple_)
+        flow_id = self._passive.get(ends)
+        if flow_id is not None:
+            items.append(self._segment(segment, payload, flow_id))
+            return
+        self._orphans.setdefault(ends, []).append((segment, payload))
+        if len(self._orphans) > ORPHANS:
+            _, dropped = self._orphans.popitem(last=False)
+            self.orphans_lost += len(dropped)
+
+    def _segment(self, record: dict[str, Any], payload: bytes, flow_id: int) -> Segment:
+        """An orphan as a segment of its flow: received by a server."""
+        return Segment(
+            flow_id,
+            Direction.TO_SERVER,
+            record["sequence"],
+            payload,
+            record["time_ns"] + self._clock_ns,
+            acknowledged=record["acknowledgment"],
+        )
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def finish(self) -> list[Closed]:
+        """Closings, with the kernel's totals, for the flows that are still open; to be asked for
+        before the last drain, and handled after it."""
+        now_ns = time.time_ns()
+        totals = {
+            int(row["opened"]["flow_id"]): (int(row["totals"][0]), int(row["totals"][1]))
+            for row in self._callouts.list_flows()
+        }
+        closings = []
+        for flow_id, known in self._known.items():
+            sent_received = totals.get(flow_id)
+            if sent_received and known.sent is Direction.TO_CLIENT:
+                sent_received = (sent_received[1], sent_received[0])
+            closings.append(Closed(flow_id, now_ns, "end", sent_received))
+        return closings
+
+    def close(self) -> None:
+        self._epoll.close()
+        self._data.close()
+        self._control.close()
+
+
+def kernel_totals(record: dict[str, Any], passed: tuple[int, int]) -> tuple[int, int]:
+    """Payload bytes sent and received by the counters of a CLOSED record.
+
+    The sequence numbers are exact but wrap; the 64-bit counters tell which turn it is. SYN and
+    FIN take a number each and are no payload (RFC 9293 §3.4).
+    """
+    flags = record["flags"]
+    sent = record["snd_nxt"] - record["origin"][0]
+    if flags & FlowFlag.FIN_SENT and _follows(record["snd_nxt"], record["fin"][0]):
+        sent -= 1
+    received = record["rcv_nxt"] - record["origin"][1]
+    if flags & FlowFlag.FIN_RECEIVED and _follows(record["rcv_nxt"], record["fin"][1]):
+        received -= 1
+    in_flight = (record["snd_nxt"] - record["snd_una"]) & 0xFFFFFFFF
+    return (
+        _nearest(passed[0] + sent, record["bytes_acked"] + in_flight),
+        _nearest(passed[1] + received, record["bytes_received"]),
+    )
+
+
+def _follows(sequence: int, fin: int) -> bool:
+    """Whether the FIN with this number is covered by `sequence`."""
+    return (sequence - fin - 1) & 0xFFFFFFFF < 1 << 31
+
+
+def _nearest(value: int, estimate: int) -> int:
+    """The number equal to `value` modulo 2**32 that is nearest to `estimate`."""
+    offset = (value - estimate + (1 << 31)) % (1 << 32) - (1 << 31)
+    return max(0, estimate + offset)
+
+
+def _path(components: bytes) -> str:
+    """A path from its components, leaf first, each ended by a zero byte."""
+    parts = components.rstrip(b"\0").split(b"\0")
+    return os.fsdecode(b"/" + b"/".join(reversed(parts)))
+
+
+def _remember(table: OrderedDict[int, Any], key: int, value: Any) -> None:
+    table[key] = value
+    table.move_to_end(key)
+    if len(table) > REMEMBERED:
+        table.popitem(last=False)
+
+
+def _ends(record: dict[str, Any]) -> _Ends:
+    """What both the packet and the socket say of a connection. An IPv6 socket knows its IPv4 peer
+    by a mapped address (RFC 4291 §2.5.5.2), so every IPv4 address is written that way."""
+    local, remote = record["local"], record["remote"]
+    if record["family"] == 4:
+        local, remote = _MAPPED + local[:4], _MAPPED + remote[:4]
+    return record["space"], local, record["local_port"], remote, record["remote_port"]

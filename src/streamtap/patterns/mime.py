@@ -1,0 +1,70 @@
+"""The payload of an MSNP message: MIME header, body, and what kind of thing was said."""
+
+import re
+from typing import NamedTuple
+
+TEXT_HEAD = b"MIME-Version: 1.0\r\nContent-Type: text/plain"
+HEAD = 64 * 1024  # of a header that is looked into
+
+KINDS = {
+    "text/plain": "text",
+    "text/x-msmsgscontrol": "typing",
+    "text/x-mms-emoticon": "emoticon",
+    "text/x-mms-animemoticon": "emoticon",
+    "application/x-ms-ink": "ink",
+    "image/gif": "ink",
+    "text/x-clientcaps": "control",
+    "text/x-keepalive": "control",
+    "text/x-msmsgsinvite": "control",
+    "text/x-msmsgsprofile": "control",
+    "text/x-msmsgsinitialemailnotification": "control",
+    "text/x-msmsgsemailnotification": "control",
+    "text/x-msmsgsactivemailnotification": "control",
+    "text/x-msmsgsinitialmdatanotification": "control",
+    "text/x-msmsgsoimnotification": "control",
+    "text/x-msmsgssystemmessage": "control",
+    "application/x-msmsgssystemmessage": "control",
+}
+DATACASTS = {"1": "nudge", "2": "wink", "3": "voice"}
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+
+
+class Mime(NamedTuple):
+    """fields: header, names in lower case. size: bytes of the body as announced."""
+
+    content_type: str
+    kind: str
+    fields: dict[str, str]
+    body: bytes
+    size: int
+
+
+def fields_of(block: bytes, limit: int = 64) -> dict[str, str]:
+    """`Name: value` lines as a dict, names in lower case; other lines are passed over."""
+    fields: dict[str, str] = {}
+    for line in block.split(b"\n", limit)[:limit]:
+        name, colon, value = line.partition(b":")
+        if colon:
+            key = str(name.strip(), "utf-8", "backslashreplace").lower()
+            fields.setdefault(key, str(value.strip(), "utf-8", "backslashreplace"))
+    return fields
+
+
+def parse_mime(payload: bytes, announced: int) -> Mime:
+    """The parts of a message. announced: its length, of which `payload` may be only a part."""
+    found = _HEAD_END.search(payload, 0, HEAD)
+    head, body = (payload[: found.start()], payload[found.end() :]) if found else (payload, b"")
+    fields = fields_of(head)
+    content_type = fields.get("content-type", "").partition(";")[0].strip().lower()
+    kind = KINDS.get(content_type, "other")
+    if content_type == "text/x-msnmsgr-datacast":
+        kind = DATACASTS.get(fields_of(body[:1024], 8).get("id", ""), "datacast")
+    elif kind == "typing" and "typinguser" not in fields:
+        kind = "voice" if "recordinguser" in fields else "control"
+    used = found.end() if found else len(payload)
+    return Mime(content_type or "unknown", kind, fields, body, max(0, announced - used))
+
+
+def shown_text(body: bytes) -> str | None:
+    """A body as text, or None where it is blank."""
+    return str(body, "utf-8", "backslashreplace") if body.strip() else None

@@ -1,0 +1,154 @@
+"""Patterns: what was meant, in words that every messaging protocol shares.
+
+A client-to-server pattern is about the application and a service; a client-to-client pattern is
+about people who talk to each other, whichever way the bytes took. Names are account names.
+"""
+
+from typing import ClassVar, Literal, NamedTuple
+
+from streamtap.events import Event
+from streamtap.model import Direction
+
+CLIENT_SERVER: Literal["client-to-server"] = "client-to-server"
+CLIENT_CLIENT: Literal["client-to-client"] = "client-to-client"
+
+
+class Pattern(Event, frozen=True, kw_only=True):
+    """Base: the protocol, who is concerned, and the conversation, where there is one."""
+
+    flag: ClassVar[str] = "client_server"
+    level: ClassVar[str] = "info"
+    protocol: str
+    pattern: Literal["client-to-server", "client-to-client"] = CLIENT_SERVER
+    conversation: str | None = None
+
+    def placed_flag(self) -> str:
+        return "peer_to_peer" if self.pattern == CLIENT_CLIENT else self.flag
+
+
+class Connect(Pattern, frozen=True, kw_only=True, tag="im.connect"):
+    """The client came to a service (notification, switchboard, dispatch, direct…)."""
+
+    service: str
+    protocol_version: str | None = None
+    client: str | None = None
+
+
+class SignIn(Pattern, frozen=True, kw_only=True, tag="im.sign_in"):
+    account: str
+    display_name: str | None = None
+
+
+class SignOut(Pattern, frozen=True, kw_only=True, tag="im.sign_out"):
+    account: str | None
+    reason: str | None = None
+
+
+class Presence(Pattern, frozen=True, kw_only=True, tag="im.presence"):
+    """status: online busy idle away brb phone lunch invisible offline."""
+
+    account: str
+    status: str
+    display_name: str | None = None
+
+
+class Contacts(Pattern, frozen=True, kw_only=True, tag="im.contacts"):
+    """A contact list (`count`) or one change to it (`contact`); action: list add remove block."""
+
+    account: str | None
+    action: str
+    count: int | None = None
+    contact: str | None = None
+    lists: tuple[str, ...] = ()
+
+
+class Redirect(Pattern, frozen=True, kw_only=True, tag="im.redirect"):
+    to: str
+    service: str
+
+
+class Invite(Pattern, frozen=True, kw_only=True, tag="im.invite"):
+    account: str
+    by: str | None
+
+
+class Join(Pattern, frozen=True, kw_only=True, tag="im.join"):
+    account: str
+    participants: tuple[str, ...]
+
+
+class Leave(Pattern, frozen=True, kw_only=True, tag="im.leave"):
+    account: str
+    participants: tuple[str, ...]
+
+
+class Message(Pattern, frozen=True, kw_only=True, tag="im.message"):
+    """size: bytes of the body; content: its text, only with `--content full`."""
+
+    sender: str | None
+    recipients: tuple[str, ...]
+    kind: str
+    content_type: str
+    size: int
+    content: str | None = None
+
+
+class File(Pattern, frozen=True, kw_only=True, tag="im.file"):
+    """action: offer accept decline cancel progress complete; sizes are bytes."""
+
+    action: str
+    sender: str | None
+    recipients: tuple[str, ...]
+    name: str | None = None
+    size: int | None = None
+    transferred: int | None = None
+
+
+class Media(Pattern, frozen=True, kw_only=True, tag="im.media"):
+    action: str
+    kind: str
+    sender: str | None
+    recipients: tuple[str, ...]
+
+
+class Direct(Pattern, frozen=True, kw_only=True, tag="im.direct"):
+    """A client-to-client connection was negotiated or opened; address: the peer's host:port."""
+
+    address: str
+    transport: str
+    account: str | None = None
+
+
+class Error(Pattern, frozen=True, kw_only=True, tag="im.error"):
+    code: int
+    name: str | None = None
+    command: str | None = None
+
+
+class Data(Pattern, frozen=True, kw_only=True, tag="data"):
+    """Plain send and receive: a burst of bytes in one direction.
+
+    summary: what a parser can say of it in a few words (the line of an HTTP request).
+    content, content_base64: only with `--content full`: the bytes as text where they are UTF-8,
+        else as base64; at most the first 64 KiB of the burst.
+    """
+
+    flag: ClassVar[str] = "unknown"
+    bytes: int
+    summary: str | None = None
+    content: str | None = None
+    content_base64: str | None = None
+
+    def placed_flag(self) -> str:
+        if self.pattern == CLIENT_CLIENT:
+            return "peer_to_peer"
+        return self.flag if self.protocol == "opaque" else "client_server"
+
+
+class Meaning(NamedTuple):
+    """A pattern, and where and when it was seen."""
+
+    flow_id: int
+    direction: Direction
+    time_ns: int
+    pattern: Pattern

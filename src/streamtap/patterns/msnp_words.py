@@ -1,0 +1,259 @@
+"""The vocabulary of MSNP: accounts, statuses, lists, errors, and the XML of its payloads."""
+
+import re
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from streamtap.patterns.mime import HEAD, fields_of
+from streamtap.protocols.msnp.commands import is_number
+
+STATUS = {
+    "NLN": "online",
+    "BSY": "busy",
+    "IDL": "idle",
+    "AWY": "away",
+    "BRB": "brb",
+    "PHN": "phone",
+    "LUN": "lunch",
+    "HDN": "invisible",
+    "FLN": "offline",
+}
+LISTS = {"FL": "forward", "AL": "allow", "BL": "block", "RL": "reverse", "PL": "pending"}
+_BITS = tuple(zip((1, 2, 4, 8, 16), LISTS.values(), strict=True))
+OUT_REASONS = {
+    "OTH": "signed in elsewhere",
+    "SSD": "server shutting down",
+    "MIG": "moved to another server",
+    "TOU": "terms of use",
+    "RCT": "reconnect later",
+}
+ERRORS = {
+    200: "syntax error",
+    201: "invalid parameter",
+    203: "invalid federated user",
+    204: "unroutable user",
+    205: "invalid user",
+    206: "domain name missing",
+    207: "already signed in",
+    208: "invalid user name",
+    209: "invalid friendly name",
+    210: "list full",
+    213: "invalid rename",
+    215: "already there",
+    216: "not on list",
+    217: "not online",
+    218: "already in this mode",
+    219: "on the opposite list",
+    223: "too many groups",
+    224: "invalid group",
+    225: "contact not in group",
+    227: "group not empty",
+    228: "group name exists",
+    229: "group name too long",
+    240: "empty domain",
+    241: "invalid membership",
+    280: "switchboard failed",
+    281: "transfer to switchboard failed",
+    282: "peer-to-peer application unknown",
+    285: "message too long",
+    300: "required field missing",
+    301: "too many search hits",
+    302: "not signed in",
+    402: "error accessing contact list",
+    403: "address book error",
+    420: "invalid account permissions",
+    500: "internal server error",
+    501: "database error",
+    502: "command disabled",
+    508: "federated partner error",
+    509: "page-mode message error",
+    510: "file operation failed",
+    511: "account banned",
+    520: "memory allocation failed",
+    540: "challenge response failed",
+    600: "server busy",
+    601: "server unavailable",
+    602: "peer notification server down",
+    603: "database connection failed",
+    604: "server going down",
+    605: "server unavailable",
+    700: "could not create connection",
+    707: "could not create connection",
+    710: "bad client version parameters",
+    711: "session restricted",
+    712: "session overloaded",
+    713: "user too active",
+    714: "too many sessions",
+    715: "not expected",
+    717: "bad friend file",
+    731: "client version not expected",
+    733: "roaming sign-out",
+    734: "too many endpoints",
+    800: "rate limit exceeded",
+    910: "server too busy",
+    911: "authentication failed",
+    913: "not allowed while hidden",
+    917: "authentication failed",
+    920: "not accepting new users",
+    921: "timed out",
+    923: "child without consent",
+    924: "account not verified",
+    928: "bad ticket",
+    931: "wrong server for account",
+    933: "invalid contact list",
+}
+MESSAGE_TYPES = {
+    "text": "text",
+    "nudge": "nudge",
+    "wink": "wink",
+    "customemoticon": "emoticon",
+    "control/typing": "typing",
+    "control": "control",
+}
+ENTRIES = 32 * 1024  # of one list payload
+PORT = 1863
+ENDPOINT = 64  # a GUID is shorter
+ACCOUNT = 320  # longest account that is told apart; RFC 3696 allows 64 + 1 + 255
+
+_NETWORK = re.compile(r"\d{1,3}:")
+# Tags and attributes are bounded: no search may go over the same bytes again and again.
+_TAG = re.compile(rb"<(/?)(ml|d|c|t|sep)\b([^<>]{0,1024})>")
+_ATTRIBUTE = re.compile(rb"""\b([a-z]{1,8})=(?:"([^"]*)"|'([^']*)')""")
+_STATUS = re.compile(rb"<Status>([A-Z]{3})</Status>")
+_FRIENDLY = re.compile(rb"<FriendlyName>([^<]{1,2048})</FriendlyName>")
+_ENTITIES = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&apos;", "'"), ("&amp;", "&"))
+
+
+def account_of(text: str) -> str:
+    """The account in any of its forms: without endpoint, path and network number, lower case."""
+    if ";" in text:
+        text = text.partition(";")[0]
+    if ":" in text and (found := _NETWORK.match(text)):
+        text = text[found.end() :]
+    return text[:ACCOUNT].lower()
+
+
+def unquoted(name: str) -> str:
+    """A friendly name; `+` is itself, and what is not UTF-8 shows as replacement characters."""
+    return unquote(name) if "%" in name else name
+
+
+def place_of(text: str) -> str:
+    """host:port; the port may be missing."""
+    return text if ":" in text else f"{text}:{PORT}"
+
+
+def error_name(code: int) -> str | None:
+    return ERRORS.get(code)
+
+
+def lists_of_bits(bits: int) -> tuple[str, ...]:
+    return tuple(name for bit, name in _BITS if bits & bit)
+
+
+def presence_of(args: tuple[str, ...]) -> tuple[str, str, str | None] | None:
+    """Account, status and name of NLN and ILN, by their shape.
+
+    status account name …; from MSNP14 on status account network name capabilities …; in MSNP18
+    status network:account name ….
+    """
+    if len(args) < 2 or args[0] not in STATUS:
+        return None
+    name = args[2] if len(args) > 2 else None
+    if (
+        len(args) > 4
+        and not _NETWORK.match(args[1])
+        and args[2] in ("1", "2", "4", "8", "9", "10", "11", "13", "14", "16", "32")
+        and is_number(args[4].replace(":", "0"))
+        and (len(args) > 5 or args[4] != "0")
+    ):
+        name = args[3]
+    return account_of(args[1]), STATUS[args[0]], unquoted(name) if name else None
+
+
+def _attributes(text: bytes) -> dict[bytes, str]:
+    return {name: _plain(one or two) for name, one, two in _ATTRIBUTE.findall(text)}
+
+
+def list_entries(payload: bytes) -> tuple[bool, list[tuple[str, int]]]:
+    """`<ml>`: whether it is the initial list, and each contact with its list bits."""
+    entries: list[tuple[str, int]] = []
+    initial = False
+    host = ""
+    for closing, tag, text in _TAG.findall(payload):
+        if closing or tag == b"sep":
+            host = "" if tag == b"d" else host
+            continue
+        values = _attributes(text)
+        name = values.get(b"n", "")
+        if tag == b"ml":
+            initial = values.get(b"l") == "1"
+        elif tag == b"d":
+            host = name
+        elif tag == b"c" and name and len(entries) < ENTRIES:
+            bits = values.get(b"l", "")
+            number = int(bits) if is_number(bits) else 0
+            entries.append((f"{name}@{host}".lower() if host else name.lower(), number))
+    return initial, entries
+
+
+def _plain(text: bytes) -> str:
+    plain = str(text, "utf-8", "backslashreplace")
+    for entity, char in _ENTITIES if "&" in plain else ():
+        plain = plain.replace(entity, char)
+    return plain
+
+
+class Routed(NamedTuple):
+    """A payload with routing headers (MSNP18 … 21). kind: "" where it is no message."""
+
+    sender: str
+    recipient: str
+    endpoint: str
+    kind: str
+    content_type: str
+    body: bytes
+    size: int
+
+
+def routed(payload: bytes, announced: int) -> Routed | None:
+    """Three blocks of headers and a body, or None where there is none (an acknowledgement)."""
+    blocks = payload[:HEAD].split(b"\r\n\r\n", 3)
+    if len(blocks) < 3:
+        return None
+    routing, about = fields_of(blocks[0]), fields_of(blocks[2])
+    used = sum(map(len, blocks[:3])) + 12
+    kind = ""
+    if "messaging" in about:
+        name = about.get("message-type", "").lower()
+        if about.get("message-subtype"):
+            name = f"{name}/{about['message-subtype'].lower()}"
+        kind = (
+            "" if name == "data" or name.startswith("signal") else MESSAGE_TYPES.get(name, "other")
+        )
+    sender = routing.get("from", "")
+    return Routed(
+        account_of(sender),
+        account_of(routing.get("to", "")),
+        sender.partition("epid=")[2].partition(";")[0][:ENDPOINT],
+        kind,
+        about.get("content-type", "unknown").partition(";")[0].strip().lower(),
+        payload[used:],
+        max(0, announced - used),
+    )
+
+
+def roster_status(body: bytes) -> tuple[str | None, str | None, set[str]]:
+    """Status, name and endpoints in `<user>` XML."""
+    body = body[:HEAD]
+    status = _STATUS.search(body)
+    name = _FRIENDLY.search(body)
+    parts = [_attributes(text) for _, tag, text in _TAG.findall(body) if tag == b"sep"]
+    endpoints = {part.get(b"epid", "")[:ENDPOINT] for part in parts if part.get(b"n") == "IM"} - {
+        ""
+    }
+    return (
+        STATUS.get(status[1].decode()) if status else None,
+        _plain(name[1]) if name else None,
+        endpoints,
+    )

@@ -1,0 +1,511 @@
+"""The way of the data: openings, segments and closings in, records out.
+
+A batch goes through in two passes. First every item meets its flow and its stream; what comes out
+is cut into runs (bytes that one end sent before the other spoke again) and put in the order of
+time over all flows. Then each run goes to its parser, its events to the patterns, and what is
+left after cleaning becomes a record.
+"""
+
+import os
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
+
+from streamtap.events import (
+    Body,
+    Event,
+    FlowClosed,
+    FlowIdentified,
+    FlowInfo,
+    FlowOpened,
+    ParserFailed,
+    Record,
+    StreamGap,
+    StreamLimit,
+    StreamOverlap,
+    place,
+)
+from streamtap.flows import FlowState, FlowTable
+from streamtap.model import (
+    Chunk,
+    Closed,
+    Content,
+    Direction,
+    Flow,
+    Gap,
+    Limit,
+    Opened,
+    Overlap,
+    Policy,
+    Segment,
+    StreamItem,
+)
+from streamtap.patterns import Conversations, Meaning, clean
+from streamtap.protocols import Limits, Parser, by_name, detect
+from streamtap.streams import Reassembler
+
+Places = frozenset[tuple[str, str, str]]
+SetPolicy = Callable[[int, Policy], None]
+_OPAQUE = "opaque"
+
+
+class _Speech:
+    """What a flow says: its parser once it is known, and until then what it said so far.
+
+    name: of the protocol; "" while it is not decided.
+    waiting: the runs seen before that; heads: the first bytes of each direction.
+    """
+
+    __slots__ = ("heads", "info", "name", "parser", "secondary", "waiting")
+
+    def __init__(self, info: FlowInfo, secondary: bool) -> None:
+        self.info = info
+        self.secondary = secondary
+        self.name = ""
+        self.parser: Parser | None = None
+        self.heads = (bytearray(), bytearray())
+        self.waiting: list[tuple[Direction, _Run]] = []
+
+
+State = FlowState[Reassembler, _Speech]
+# Offset, bytes (None where they were counted), ends and times of segments; or a gap.
+_Run = tuple[int, bytes | memoryview | None, Sequence[int], Sequence[int]] | Gap
+_Step = tuple[int, State, Direction, _Run | Overlap | Limit]
+_time = itemgetter(0)
+
+
+class Pipeline:
+    """One application's flows to records. Fed with batches by its owner; does no IO.
+
+    places: where records are wanted (provider, flag, level); None for everywhere. What nobody
+        wants is not made, but all of it is understood.
+    protocol: forces this parser on every flow; both_ends: a connection with both ends in scope is
+        told twice, not once.
+    set_policy: asked to copy less of a flow, where the source can do that.
+    gaps, bytes, records: totals for a summary; bytes are those delivered.
+    """
+
+    def __init__(
+        self,
+        *,
+        content: Content = Content.META,
+        places: Places | None = None,
+        protocol: str | None = None,
+        both_ends: bool = False,
+        set_policy: SetPolicy | None = None,
+        key: bytes | None = None,
+        limits: Limits | None = None,
+        wanted: Callable[[Flow], bool] | None = None,
+        max_flows: int = 65_536,
+        idle_ns: int | None = None,
+    ) -> None:
+        self.table: FlowTable[Reassembler, _Speech] = FlowTable(
+            Reassembler, max_flows=max_flows, idle_ns=idle_ns
+        )
+        self.conversations = Conversations(content)
+        self.gaps = 0
+        self.bytes = 0
+        self.records = 0
+        self._content = content
+        self._places = places
+        self._forced = by_name(protocol) if protocol else None
+        self._both_ends = both_ends
+        self._set_policy = set_policy
+        self._key = os.urandom(16) if key is None else key
+        self._limits = limits or Limits()
+        self._wanted = wanted
+        self._unwanted: set[int] = set()
+        self._wants_type: dict[type[Body], bool] = {}
+        self._out: list[Record] = []
+
+    # --- the first pass: items to runs -----------------------------------------------------------
+
+    def feed(self, items: Iterable[Opened | Segment | Closed]) -> list[Record]:
+        """The records that a batch gives. Views in it are not kept beyond this call."""
+        steps: list[_Step] = []
+        closed: list[Closed] = []
+        acknowledged: dict[tuple[int, Direction], Segment] = {}
+        chunks: dict[int, list[_Step]] = {}
+        find = self.table.find
+        for item in items:
+            if type(item) is Segment:
+                state = find(item.flow_id)
+                if state is None:
+                    if item.flow_id not in self._unwanted:
+                        self.table.early(item)
+                    continue
+                self._push(state, item, chunks)
+                if item.acknowledged is not None:
+                    acknowledged[item.flow_id, item.direction] = item
+            elif type(item) is Opened:
+                self._open(item, chunks)
+            elif type(item) is Closed:
+                closed.append(item)
+        for (flow_id, direction), segment in acknowledged.items():
+            state = find(flow_id)
+            if state is not None and segment.acknowledged is not None:
+                other = direction.opposite
+                more = state.streams[other].acknowledge(segment.acknowledged, segment.time_ns)
+                if more:
+                    self._collect(state, other, more, chunks)
+        for flow_steps in chunks.values():
+            steps += _runs(flow_steps)
+        steps.sort(key=_time)
+        for time_ns, state, direction, run in steps:
+            self._take(state, direction, run, time_ns)
+        for item in closed:
+            self._close(item)
+        return self._flush()
+
+    def _push(self, state: State, segment: Segment, chunks: dict[int, list[_Step]]) -> None:
+        given = state.streams[segment.direction].push(segment)
+        if given:
+            self._collect(state, segment.direction, given, chunks)
+
+    def _collect(
+        self,
+        state: State,
+        direction: Direction,
+        given: Sequence[StreamItem],
+        chunks: dict[int, list[_Step]],
+    ) -> None:
+        steps = chunks.setdefault(state.flow.flow_id, [])
+        for item in given:
+            if type(item) is Chunk:
+                run = (item.offset, item.data, item.ends, item.times_ns)
+                steps.append((item.times_ns[-1], state, direction, run))
+            else:
+                assert not isinstance(item, Chunk)
+                steps.append((item.time_ns, state, direction, item))
+
+    def _open(self, opened: Opened, chunks: dict[int, list[_Step]]) -> None:
+        flow = opened.flow
+        if self._wanted is not None and not self._wanted(flow):
+            self._unwanted.add(flow.flow_id)
+            return
+        found = self.table.open(opened)
+        if found is None:
+            return
+        state, early = found
+        secondary = not state.primary and not self._both_ends
+        state.parser = _Speech(_info(state), secondary)
+        if state.paired is not None and state.paired.parser is not None:
+            other = state.paired.parser
+            other.info = _info(state.paired)
+        if secondary:
+            self._reduce(state)
+        self.conversations.opened(flow)
+        self._emit(flow.opened_ns, FlowOpened(midstream=flow.midstream), state.parser.info)
+        for direction in Direction:
+            if opened.offsets[direction]:
+                gap = Gap(0, opened.offsets[direction], "midstream", flow.opened_ns)
+                self._collect(state, direction, (gap,), chunks)
+        for segment in early:
+            self._push(state, segment, chunks)
+
+    def _reduce(self, state: State) -> None:
+        """Nobody will look at the bytes of this flow: let them be counted, not copied."""
+        if self._set_policy is not None and state.policy is Policy.FULL:
+            state.policy = Policy.COUNT
+            self._set_policy(state.flow.flow_id, Policy.COUNT)
+
+    # --- the second pass: runs to records --------------------------------------------------------
+
+    def _take(
+        self, state: State, direction: Direction, run: _Run | Overlap | Limit, time_ns: int
+    ) -> None:
+        speech = state.parser
+        assert speech is not None
+        kind = type(run)
+        if kind is Overlap:
+            assert isinstance(run, Overlap)
+            body: Body = StreamOverlap(offset=run.offset, length=run.length)
+            self._emit(time_ns, body, speech.info, _side(state, direction))
+            return
+        if kind is Limit:
+            assert isinstance(run, Limit)
+            body = StreamLimit(limit=run.limit, value=run.value, count=1)
+            self._emit(time_ns, body, speech.info, _side(state, direction))
+            return
+        assert not isinstance(run, Overlap | Limit)
+        if isinstance(run, Gap):
+            self.gaps += 1
+            body = StreamGap(offset=run.offset, length=run.length, cause=run.cause)
+            self._emit(time_ns, body, speech.info, _side(state, direction))
+            if not speech.secondary:
+                self._give(self.conversations.gap(state.flow, direction, time_ns), state)
+        elif run[1] is not None:
+            self.bytes += len(run[1])
+        if speech.secondary:
+            return
+        if speech.name:
+            self._parse(state, speech, direction, run, time_ns)
+        else:
+            self._identify(state, speech, direction, run, time_ns)
+
+    def _identify(
+        self, state: State, speech: _Speech, direction: Direction, run: _Run, time_ns: int
+    ) -> None:
+        """Decide on the protocol by the first bytes; then give the parser what waited."""
+        final = isinstance(run, Gap) and run.cause != "midstream"
+        if not isinstance(run, Gap):
+            offset, data, ends, times = run
+            if data is None:
+                final = True
+            else:
+                data = bytes(data)
+                run = (offset, data, ends, times)
+                speech.heads[direction].extend(data[: self._limits.probe])
+        speech.waiting.append((direction, run))
+        if self._forced is not None:
+            self._settle(state, speech, self._forced, "forced", time_ns)
+            return
+        to_server, to_client = speech.heads
+        if not (to_server or to_client or final):
+            return
+        parser = detect(bytes(to_server), bytes(to_client), final=final, limits=self._limits)
+        if parser is not None:
+            confidence = "none" if parser.name == _OPAQUE else "content"
+            self._settle(state, speech, parser, confidence, time_ns)
+
+    def _settle(
+        self, state: State, speech: _Speech, parser: type[Parser], confidence: str, time_ns: int
+    ) -> None:
+        speech.name = parser.name
+        midstream = state.flow.midstream
+        speech.parser = parser(limits=self._limits, midstream=midstream)
+        self._emit(
+            time_ns, FlowIdentified(protocol=parser.name, confidence=confidence), speech.info
+        )
+        if parser.name == _OPAQUE and self._content is not Content.FULL:
+            self._reduce(state)
+        waiting, speech.waiting = speech.waiting, []
+        speech.heads = (bytearray(), bytearray())
+        for direction, run in waiting:
+            when = run.time_ns if isinstance(run, Gap) else run[3][-1]
+            self._parse(state, speech, direction, run, when)
+
+    def _parse(
+        self, state: State, speech: _Speech, direction: Direction, run: _Run, time_ns: int
+    ) -> None:
+        parser = speech.parser
+        assert parser is not None
+        try:
+            if isinstance(run, Gap):
+                for event in parser.gap(direction, run.length):
+                    self._tell(state, speech, direction, event, time_ns, None)
+                return
+            offset, data, ends, times = run
+            if data is None:
+                self._parse_counted(state, speech, direction, run)
+                return
+            if len(ends) == 1 and self._content is not Content.FULL:
+                when = times[0]
+                for event in parser.receive(direction, data):
+                    self._tell(state, speech, direction, event, when, None)
+                return
+            for event in parser.receive(direction, data):
+                end = event.offset + event.length
+                when = times[min(bisect_left(ends, end), len(times) - 1)]
+                part = None
+                if self._content is Content.FULL and event.offset >= offset:
+                    part = data[event.offset - offset : end - offset]
+                self._tell(state, speech, direction, event, when, part)
+        except Exception as error:  # a parser must not raise: it is ours to mend, not the user's
+            self._fail(state, speech, error, time_ns)
+
+    def _parse_counted(
+        self, state: State, speech: _Speech, direction: Direction, run: _Run
+    ) -> None:
+        """Bytes that were counted: for plain send and receive that is all there is to know."""
+        assert not isinstance(run, Gap)
+        parser, (offset, _, ends, times) = speech.parser, run
+        assert parser is not None
+        if speech.name != _OPAQUE:
+            for event in parser.gap(direction, ends[-1] - offset):
+                self._tell(state, speech, direction, event, times[-1], None)
+            return
+        parser.gap(direction, ends[-1] - offset)
+        opaque = by_name(_OPAQUE).events[0]
+        for end, when in zip(ends, times, strict=True):
+            event = opaque(offset=offset, length=end - offset)
+            self._tell(state, speech, direction, event, when, None)
+            offset = end
+
+    def _fail(self, state: State, speech: _Speech, error: Exception, time_ns: int) -> None:
+        failed = ParserFailed(protocol=speech.name, error=type(error).__name__)
+        self._emit(time_ns, failed, speech.info)
+        opaque = by_name(_OPAQUE)
+        speech.name = _OPAQUE
+        speech.parser = opaque(limits=self._limits, midstream=True)
+        for direction in Direction:  # its offsets go on where the streams are
+            speech.parser.gap(direction, state.streams[direction].offset)
+
+    def _tell(
+        self,
+        state: State,
+        speech: _Speech,
+        direction: Direction,
+        event: Event,
+        time_ns: int,
+        data: bytes | memoryview | None,
+    ) -> None:
+        if self._wants(event):
+            self._emit(time_ns, event, speech.info, _side(state, direction))
+        meanings = self.conversations.interpret(
+            state.flow, speech.name, direction, time_ns, event, data
+        )
+        if meanings:
+            self._give(meanings, state)
+
+    def _give(self, meanings: Sequence[Meaning], state: State | None = None) -> None:
+        for meaning in meanings:
+            of = state
+            if of is None or of.flow.flow_id != meaning.flow_id:
+                of = self.table.find(meaning.flow_id)
+            if of is None or of.parser is None:
+                self._emit(meaning.time_ns, meaning.pattern, None)
+                continue
+            side = _side(of, meaning.direction)
+            self._emit(meaning.time_ns, meaning.pattern, of.parser.info, side)
+
+    def _close(self, closed: Closed) -> None:
+        self._unwanted.discard(closed.flow_id)
+        state = self.table.find(closed.flow_id)
+        if state is None or state.parser is None:
+            self.table.close(closed)
+            return
+        speech = state.parser
+        ending = self.table.close(closed)
+        assert ending is not None
+        left: dict[int, list[_Step]] = {}
+        for direction in Direction:
+            self._collect(state, direction, ending.items[direction], left)
+        for steps in left.values():
+            for time_ns, _, direction, run in steps:
+                self._take(state, direction, run, time_ns)
+        if not speech.secondary:
+            if not speech.name and speech.waiting:
+                to_server, to_client = map(bytes, speech.heads)
+                parser = detect(to_server, to_client, final=True, limits=self._limits)
+                if parser is not None:
+                    confidence = "none" if parser.name == _OPAQUE else "content"
+                    self._settle(state, speech, parser, confidence, closed.time_ns)
+            if speech.parser is not None:
+                try:
+                    for direction in Direction:
+                        for event in speech.parser.end(direction):
+                            self._tell(state, speech, direction, event, closed.time_ns, None)
+                except Exception as error:  # as in _parse
+                    self._fail(state, speech, error, closed.time_ns)
+            self._give(self.conversations.closed(state.flow, closed.time_ns, closed.reason), state)
+        certificate = ending.certificate
+        body = FlowClosed(
+            reason=closed.reason,
+            sent=certificate.sent,
+            received=certificate.received,
+            sent_total=certificate.sent_total,
+            received_total=certificate.received_total,
+            missing=certificate.missing,
+            complete=certificate.complete,
+            duration_ns=certificate.duration_ns,
+            sent_counted=certificate.sent_counted,
+            received_counted=certificate.received_counted,
+            missing_ranges=certificate.missing_ranges,
+        )
+        self._emit(closed.time_ns, body, speech.info)
+
+    # --- time, and the way out -------------------------------------------------------------------
+
+    @property
+    def pending(self) -> bool:
+        """A `tick` will soon have something to say."""
+        return self.conversations.pending
+
+    def tick(self, now_ns: int) -> list[Record]:
+        """Time has come to `now_ns` and everything older has been fed."""
+        self._give(self.conversations.tick(now_ns))
+        for closed in self.table.expire(now_ns):
+            self._close(closed)
+        return self._flush()
+
+    def note(self, time_ns: int, body: Body) -> list[Record]:
+        """A record that is about no flow."""
+        self._emit(time_ns, body, None)
+        return self._flush()
+
+    def _wants(self, body: Body) -> bool:
+        """Whether protocol events of this type are wanted; their place is that of their class."""
+        if self._places is None:
+            return True
+        kind = type(body)
+        wanted = self._wants_type.get(kind)
+        if wanted is None:
+            wanted = self._wants_type[kind] = place(body) in self._places
+        return wanted
+
+    def _emit(
+        self, time_ns: int, body: Body, info: FlowInfo | None, side: str | None = None
+    ) -> None:
+        if self._places is not None and place(body) not in self._places:
+            return
+        cleaned = clean(body, self._content, self._key)
+        self._out.append(Record(time_ns=time_ns, body=cleaned, flow=info, direction=side))
+
+    def _flush(self) -> list[Record]:
+        records, self._out = self._out, []
+        self.records += len(records)
+        return records
+
+
+def _info(state: State) -> FlowInfo:
+    flow = state.flow
+    return FlowInfo(
+        app=flow.app,
+        flow=f"{flow.flow_id:x}",
+        local=str(flow.local),
+        remote=str(flow.remote),
+        role=flow.role.value,
+        peer=state.peer,
+    )
+
+
+def _side(state: State, direction: Direction) -> str:
+    return "sent" if direction is state.flow.sent else "received"
+
+
+def _runs(steps: list[_Step]) -> list[_Step]:
+    """The steps of one flow, its chunks cut where the other direction spoke in between."""
+    if len(steps) < 2:
+        return steps
+    first = steps[0][2]
+    if all(step[2] is first for step in steps):
+        return steps
+    pieces: list[tuple[int, int, _Step, int]] = []  # time, step's number, step, segment's number
+    for number, step in enumerate(steps):
+        run = step[3]
+        if isinstance(run, tuple):
+            pieces += [(when, number, step, index) for index, when in enumerate(run[3])]
+        else:
+            pieces.append((step[0], number, step, 0))
+    pieces.sort(key=_time)
+    out: list[_Step] = []
+    begin = 0
+    for index in range(1, len(pieces) + 1):
+        if index < len(pieces) and pieces[index][1] == pieces[begin][1]:
+            continue
+        _, _, step, start = pieces[begin]
+        _, state, direction, run = step
+        if isinstance(run, tuple):
+            stop = pieces[index - 1][3] + 1
+            offset, data, ends, times = run
+            if start or stop < len(ends):
+                low = ends[start - 1] if start else offset
+                high = ends[stop - 1]
+                part = None if data is None else data[low - offset : high - offset]
+                run = (low, part, ends[start:stop], times[start:stop])
+            out.append((run[3][-1], state, direction, run))
+        else:
+            out.append(step)
+        begin = index
+    return out

@@ -1,0 +1,9 @@
+"""Protocols: ordered bytes to protocol events that tile the stream.
+
+Each parser is one module or package of this folder; importing the folder imports none of them.
+"""
+
+from streamtap.protocols._base import Limits, Parser, Verdict
+from streamtap.protocols._detect import by_name, detect, event_types, parsers
+
+__all__ = ["Limits", "Parser", "Verdict", "by_name", "detect", "event_types", "parsers"]

@@ -1,0 +1,10 @@
+"""MSNP2 … MSNP21: notification and switchboard connections, and clients' direct connections.
+
+events: what is told; `commands`: the tables; `framing`: bytes to commands; `secrets`: credentials
+out; `p2p`: packets and MSNSLP inside messages; `direct`: connections between clients.
+"""
+
+from streamtap.protocols.msnp.events import MsnpCommand, MsnpDirect, MsnpPacket, Slp
+from streamtap.protocols.msnp.parser import MsnpParser
+
+__all__ = ["MsnpCommand", "MsnpDirect", "MsnpPacket", "MsnpParser", "Slp"]

@@ -1,0 +1,154 @@
+"""The MSNP parser: one flow, both directions."""
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from typing import ClassVar
+
+from streamtap.events import Event, Malformed, Skipped
+from streamtap.model import Direction
+from streamtap.protocols._base import Limits, Verdict
+from streamtap.protocols._buffer import drain
+from streamtap.protocols.msnp.direct import DirectStream, Kind, recognise
+from streamtap.protocols.msnp.events import MsnpCommand, MsnpDirect, MsnpPacket
+from streamtap.protocols.msnp.framing import CommandStream
+
+# The first line of a client: a version offer, or an account with a method or cookie.
+_FIRST = re.compile(
+    rb"(?:VER [0-9]{1,10} (?:MSNP[0-9]|CVR0)"
+    rb"|USR [0-9]{1,10} (?:(?:MD5|TWN|SSO|CTP|SHA) [ISA]\b|[^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ *\r?\n)"
+    rb"|ANS [0-9]{1,10} [^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ [0-9]+ *\r?\n"
+    rb"|XFR [0-9]{1,10} NS)"
+)
+# What a server says first on a flow that was open before we came.
+_ANSWER = re.compile(
+    rb"(?:VER [0-9]{1,10} (?:MSNP|CVR0|0\r)|(?:NLN|ILN [0-9]+) [A-Z]{3} [^ \r\n@]+@|FLN [^ \r\n@]+@"
+    rb"|MSG (?:Hotmail|[^ \r\n@]+@[^ \r\n]+) [^\r\n]+ [0-9]+\r?\nMIME-Version:"
+    rb"|(?:JOI|BYE) [^ \r\n@]+@[^ \r\n]+[ \r]|USR [0-9]+ OK [^ \r\n@]+@|QNG [0-9]+\r?\n"
+    rb"|UBX [^ \r\n@]+@[^ \r\n]+ [0-9 ]+\r?\n<|NFY (?:PUT|DEL) [0-9]+\r?\nRouting:"
+    rb"|RNG [0-9]+ [^ \r\n]+ CKI |CHL 0 [0-9]+\r?\n)"
+)
+# What a client says on such a flow; the first line may be any.
+_REQUEST = re.compile(
+    rb"(?:MSG [0-9]+ [UNADS] [0-9]+\r?\nMIME-Version:|(?:UUX|ADL) [0-9]+ [0-9]+\r?\n<"
+    rb"|(?:PUT|SDG) [0-9]+ [0-9]+\r?\nRouting:|CHG [0-9]+ [A-Z]{3}[ \r]|CAL [0-9]+ [^ \r\n@]+@"
+    rb"|PNG\r?\n|QRY [0-9]+ [^ \r\n]+ 32\r?\n)"
+)
+# Found anywhere, it tells a flow that was joined in the middle of a message.
+_MESSAGE = re.compile(
+    rb"MSG (?:[0-9]{1,10} [UNAD]|[^ \r\n@]{1,256}@[^ \r\n]{1,256} [^\r\n]{1,400}) [0-9]{1,5}\r?\n"
+    rb"MIME-Version: 1\.0\r?\nContent-Type: "
+)
+_VERBS = (b"VER ", b"USR ", b"ANS ", b"XFR ")
+_LATER_VERBS = (
+    *(b"MSG ", b"UUX ", b"ADL ", b"PUT ", b"SDG ", b"CHG ", b"CAL ", b"PNG\r", b"QRY "),
+    *(b"NLN ", b"ILN ", b"FLN ", b"JOI ", b"BYE ", b"QNG ", b"UBX ", b"NFY ", b"RNG ", b"CHL "),
+)
+_Streams = tuple[CommandStream, CommandStream] | tuple[DirectStream, DirectStream]
+_LINE = 1024  # a first line is decided by then
+
+
+def _verdict(data: bytes, patterns: tuple[re.Pattern[bytes], ...]) -> Verdict:
+    if any(pattern.match(data) for pattern in patterns):
+        return Verdict.YES
+    if _MESSAGE.search(data):
+        return Verdict.YES
+    head = data[:4]
+    known = any(verb.startswith(head) for verb in _VERBS + _LATER_VERBS)
+    if data and known and len(data) < _LINE and data.count(b"\n") < 2:
+        return Verdict.MORE
+    return Verdict.NO
+
+
+class MsnpParser:
+    """One flow of an MSN Messenger client or server.
+
+    The first bytes tell a direct connection from one to a server; what server it is, is a matter
+    of meaning and left to the patterns.
+    """
+
+    name: ClassVar[str] = "msnp"
+    events: ClassVar[tuple[type[Event], ...]] = (
+        MsnpCommand,
+        MsnpPacket,
+        MsnpDirect,
+        Malformed,
+        Skipped,
+    )
+
+    def __init__(self, *, limits: Limits, midstream: bool) -> None:
+        self._limits = limits
+        self._ready: tuple[deque[Event], deque[Event]] = (deque(), deque())
+        self._first = (bytearray(), bytearray())  # bytes that do not tell the kind yet
+        self._streams = self._begin(None, midstream=True) if midstream else None
+
+    @classmethod
+    def probe(cls, to_server: bytes, to_client: bytes) -> Verdict:
+        """By the first bytes of the client; by the server's where only those were seen."""
+        if not to_server and not to_client:
+            return Verdict.MORE
+        for data in (to_server, to_client):
+            kind = recognise(data) if data else False
+            if isinstance(kind, Kind):
+                return Verdict.YES
+            if kind:
+                return Verdict.MORE
+        asked = _verdict(to_server, (_FIRST, _REQUEST))
+        answered = _verdict(to_client, (_ANSWER,))
+        if Verdict.YES in (asked, answered):
+            return Verdict.YES
+        return Verdict.MORE if Verdict.MORE in (asked, answered) else Verdict.NO
+
+    @property
+    def held(self) -> int:
+        first = len(self._first[0]) + len(self._first[1])
+        if self._streams is None:
+            return first
+        return first + self._streams[0].held + self._streams[1].held
+
+    def receive(self, direction: Direction, data: bytes | memoryview) -> Iterator[Event]:
+        ready = self._ready[direction]
+        if self._streams is None or self._first[direction]:
+            first = self._first[direction]
+            first += data
+            if self._streams is None:
+                kind = recognise(bytes(first))
+                if kind is True:
+                    return drain(ready)
+                self._streams = self._begin(kind or None)
+            data = bytes(first)
+            first.clear()
+        ready.extend(self._streams[direction].receive(bytes(data)))
+        return drain(ready)
+
+    def gap(self, direction: Direction, length: int) -> Iterator[Event]:
+        stream = self._stream(direction)
+        self._ready[direction].extend(stream.gap(length))
+        return drain(self._ready[direction])
+
+    def end(self, direction: Direction) -> Iterator[Event]:
+        stream = self._stream(direction)
+        self._ready[direction].extend(stream.end())
+        return drain(self._ready[direction])
+
+    def _stream(self, direction: Direction) -> CommandStream | DirectStream:
+        """The stream of a direction, with the bytes that had not told the kind of flow."""
+        if self._streams is None:
+            self._streams = self._begin(None)
+        stream = self._streams[direction]
+        first = self._first[direction]
+        if first:
+            self._ready[direction].extend(stream.receive(bytes(first)))
+            first.clear()
+        return stream
+
+    def _begin(self, kind: Kind | None, *, midstream: bool = False) -> _Streams:
+        if kind is None:
+            return (
+                CommandStream(Direction.TO_SERVER, self._limits, midstream=midstream),
+                CommandStream(Direction.TO_CLIENT, self._limits, midstream=midstream),
+            )
+        return (
+            DirectStream(kind, Direction.TO_SERVER, self._limits),
+            DirectStream(kind, Direction.TO_CLIENT, self._limits),
+        )

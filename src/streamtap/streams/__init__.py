@@ -1,0 +1,5 @@
+"""Segments of one direction of a flow -> its bytes in order, with every hole named."""
+
+from streamtap.streams.reassembler import Reassembler
+
+__all__ = ["Reassembler"]

@@ -1,0 +1,218 @@
+"""Records as JSON, one object a line, and back.
+
+The order of the keys: number, time_ns, provider, flag, level, event; app, flow, local, remote,
+role (and peer) where a flow is concerned; direction, offset, length where bytes are; then the
+fields of the body. A body encodes itself, tag first; the envelope is spliced in behind the tag,
+from parts that are kept per kind of body and per flow.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, Protocol, cast
+
+import msgspec
+
+from streamtap.events import Body, FlowInfo, Record, place, tag_of
+from streamtap.model import App
+from streamtap.trace.sink import Output
+
+Way = Literal["sent", "received"]
+ENVELOPE = frozenset(
+    (
+        *("number", "time_ns", "provider", "flag", "level", "event"),
+        *("app", "flow", "local", "remote", "role", "peer", "direction"),
+    )
+)
+_FLOWS = 4096  # flows whose part of the line is kept
+_DIRECTIONS: dict[str | None, bytes] = {
+    None: b"",
+    "sent": b',"direction":"sent"',
+    "received": b',"direction":"received"',
+}
+
+
+class JsonLines:
+    """The sink of JSON lines."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._encode = BodyEncoder().encode
+        # Body type and flag -> the envelope's part that they decide, and the length of the part
+        # of the encoded body that it replaces.
+        self._kinds: dict[tuple[type[Body], str], tuple[bytes, int]] = {}
+        # Keyed by identity, for hashing a FlowInfo costs more than all the rest; the value holds
+        # the flow, so that its id is not given to another while it is here.
+        self._flows: dict[int, tuple[FlowInfo, bytes]] = {}
+
+    @property
+    def name(self) -> str:
+        return self._output.name
+
+    def open(self) -> None:
+        self._output.open()
+
+    def write(self, number: int, record: Record) -> None:
+        body = record.body
+        kind = self._kinds.get((type(body), body.placed_flag())) or self._new_kind(body)
+        flow = record.flow
+        if flow is None:
+            part = b""
+        else:
+            known = self._flows.get(id(flow))
+            part = known[1] if known is not None else self._new_flow(flow)
+        self._output.put(
+            b'{"number":%d,"time_ns":%d,%b%b%b%b\n'
+            % (
+                number,
+                record.time_ns,
+                kind[0],
+                part,
+                _DIRECTIONS[record.direction],
+                self._encode(body)[kind[1] :],
+            )
+        )
+
+    def flush(self) -> None:
+        self._output.flush()
+
+    def close(self) -> None:
+        self._output.close()
+
+    def _new_kind(self, body: Body) -> tuple[bytes, int]:
+        provider, flag, level = place(body)
+        tag = b'"event":' + msgspec.json.encode(tag_of(body))
+        text = f'"provider":"{provider}","flag":"{flag}","level":"{level}",'.encode() + tag
+        kind = (text, len(b"{" + tag))
+        self._kinds[type(body), flag] = kind
+        return kind
+
+    def _new_flow(self, flow: FlowInfo) -> bytes:
+        fields = {
+            "app": flow.app,
+            "flow": flow.flow,
+            "local": flow.local,
+            "remote": flow.remote,
+            "role": flow.role,
+        }
+        if flow.peer is not None:
+            fields["peer"] = flow.peer
+        part = b"," + encode_any(fields)[1:-1]
+        if len(self._flows) >= _FLOWS:
+            self._flows.clear()
+        self._flows[id(flow)] = (flow, part)
+        return part
+
+
+class BodyEncoder:
+    """Encodes bodies as JSON objects, the tag first."""
+
+    def __init__(self) -> None:
+        self._encode = msgspec.json.Encoder().encode
+
+    def encode(self, body: Body) -> bytes:
+        try:
+            return self._encode(body)
+        except UnicodeEncodeError:
+            return encode_any(body)
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    """What a line says beside the body. Without a flow its four words are missing."""
+
+    number: int
+    time_ns: int
+    app: App | None = None
+    flow: str | None = None
+    local: str = ""
+    remote: str = ""
+    role: str = ""
+    peer: App | None = None
+    direction: Way | None = None
+
+
+class _Decode(Protocol):
+    def __call__(self, line: bytes | str) -> Body: ...
+
+
+class RecordDecoder:
+    """Reads lines back to records whose bodies are of the given types.
+
+    body_types: each with its own tag; TypeError if one has a field that an envelope's would hide.
+    """
+
+    def __init__(self, body_types: Iterable[type[Body]]) -> None:
+        types = tuple(dict.fromkeys(body_types))
+        for body_type in types:
+            if hidden := ENVELOPE & set(body_type.__struct_encode_fields__):
+                raise TypeError(f"{body_type.__name__} has a field {sorted(hidden)[0]!r}")
+        union = msgspec.json.Decoder(_union(types))
+        self._body = cast(_Decode, union.decode)
+        self._envelope = msgspec.json.Decoder(_Envelope)
+
+    def decode(self, line: bytes) -> Record:
+        """Raises ValueError where the line is no record, cut short, or of an unknown event."""
+        try:
+            envelope = self._envelope.decode(line)
+        except RecursionError:
+            raise ValueError("nested too deeply for a record") from None
+        flow = None
+        if envelope.flow is not None:
+            flow = FlowInfo(
+                app=envelope.app,
+                flow=envelope.flow,
+                local=envelope.local,
+                remote=envelope.remote,
+                role=envelope.role,
+                peer=envelope.peer,
+            )
+        return Record(
+            number=envelope.number,
+            time_ns=envelope.time_ns,
+            body=self.decode_body(line),
+            flow=flow,
+            direction=envelope.direction,
+        )
+
+    def decode_body(self, text: bytes | str) -> Body:
+        """The body alone, from its own object or a whole line. Raises ValueError as `decode`."""
+        try:
+            return self._body(text)
+        except RecursionError:
+            raise ValueError("nested too deeply for a record") from None
+
+
+def decode(line: bytes, body_types: Iterable[type[Body]]) -> Record:
+    """One line read back; for many, keep a `RecordDecoder`."""
+    return RecordDecoder(body_types).decode(line)
+
+
+def _union(types: Sequence[type[Body]]) -> type[Body]:
+    if not types:
+        raise TypeError("no body types to decode")
+    union: object = types[0]
+    for body_type in types[1:]:
+        union = union | body_type
+    return cast(type[Body], union)
+
+
+def encode_any(value: object) -> bytes:
+    """JSON of a value whose text may hold lone surrogates (a file name that is not UTF-8): they
+    are written as escapes, as text from the wire is."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_clean(msgspec.to_builtins(value)))
+
+
+def _clean(value: object) -> object:
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, Mapping):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    return value
+
+
+def clean_text(text: str) -> str:
+    """The text with lone surrogates as escapes; any other text as it is."""
+    return text.encode("utf-8", "backslashreplace").decode()

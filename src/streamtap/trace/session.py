@@ -1,0 +1,117 @@
+"""A trace session: a selection, its sinks, its counters."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from streamtap.events import Record, place
+from streamtap.trace.selection import Place, Selection
+from streamtap.trace.sink import Sink
+
+Report = Callable[[Sink, OSError], None]
+
+
+@dataclass
+class Counters:
+    """What became of the records of a session.
+
+    records: taken and numbered. dropped: those that did not get here (`Session.miss`), and those
+    that a failed sink had not flushed. places: taken records by provider, flag and level.
+    """
+
+    records: int = 0
+    dropped: int = 0
+    places: dict[Place, int] = field(default_factory=dict)
+
+
+@dataclass
+class _Outlet:
+    sink: Sink
+    safe: int = 0  # `Counters.records` when the sink was last flushed
+
+
+class Session:
+    """Numbers the records it wants from 1 and gives them to its sinks.
+
+    count: ends after so many records. line_buffered: each record is flushed at once; otherwise the
+    owner calls `flush` after each batch that it drained.
+    report: called once for each sink that fails, with its error. A sink whose reader went away
+    (EPIPE) ends without a report. A failed sink is closed and the others go on.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        sinks: Sequence[Sink],
+        counters: Counters | None = None,
+        *,
+        count: int | None = None,
+        line_buffered: bool = False,
+        report: Report | None = None,
+    ) -> None:
+        self.selection = selection
+        self.counters = Counters() if counters is None else counters
+        self._outlets = [_Outlet(sink, self.counters.records) for sink in sinks]
+        self._left = count
+        self._line_buffered = line_buffered
+        self._report = report
+        self._number = 0
+        self._places = selection.places
+
+    @property
+    def over(self) -> bool:
+        """The count is reached, or no sink is left: the owner may stop."""
+        return not self._outlets or self._left == 0
+
+    def offer(self, record: Record) -> bool:
+        """Takes the record if it is wanted; False if not, or if the session is over."""
+        where = place(record.body)
+        if where not in self._places or self.over:
+            return False
+        self._number += 1
+        if self._left is not None:
+            self._left -= 1
+        counters = self.counters
+        counters.records += 1
+        counters.places[where] = counters.places.get(where, 0) + 1
+        for outlet in self._outlets:
+            try:
+                outlet.sink.write(self._number, record)
+            except OSError as error:
+                self._give_up(outlet, error)
+        if self._line_buffered:
+            self.flush()
+        return True
+
+    def miss(self, records: int) -> None:
+        """So many wanted records were lost on their way here: their numbers are left out, so that
+        a reader sees the hole."""
+        self._number += records
+        self.counters.dropped += records
+
+    def flush(self) -> None:
+        for outlet in self._outlets:
+            try:
+                outlet.sink.flush()
+                outlet.safe = self.counters.records
+            except OSError as error:
+                self._give_up(outlet, error)
+
+    def close(self) -> None:
+        for outlet in self._outlets:
+            try:
+                outlet.sink.close()
+            except OSError as error:
+                self._give_up(outlet, error)
+        self._outlets = []
+
+    def _give_up(self, outlet: _Outlet, error: OSError) -> None:
+        # A new list, for a caller may be walking the old one.
+        self._outlets = [other for other in self._outlets if other is not outlet]
+        with suppress(OSError):
+            outlet.sink.close()
+        if isinstance(error, BrokenPipeError):
+            return  # its reader has seen enough: nobody misses the rest
+        self.counters.dropped += self.counters.records - outlet.safe
+        if self._report is not None:
+            self._report(outlet.sink, error)

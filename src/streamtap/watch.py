@@ -1,0 +1,289 @@
+"""A live watch on one application: scopes -> callouts -> source -> pipeline.
+
+The synchronous heart of `streamtap monitor` and of the Python API: start, poll for records, stop.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from streamtap.capture.callouts import RING_BYTES, Callouts
+from streamtap.capture.identity import process_text
+from streamtap.capture.live import IDLE_S, Candidate, LiveSource
+from streamtap.errors import StreamtapError
+from streamtap.events import Body, Record
+from streamtap.flows.scope import (
+    Scope,
+    covers_pid,
+    matches_cmdline,
+    matches_path,
+    matches_script,
+)
+from streamtap.model import Content, Flow, Policy
+from streamtap.pipeline import Pipeline, Places
+
+MAX_FILTERS = 64
+TICK_S = 0.01  # while bursts are open
+LAST_DRAINS = 10_000  # a bound on the last look at the rings: traffic has stopped by then
+LINGER_S = 0.25  # for the last segments of connections whose process has ended
+
+
+class Child:
+    """A command that waits, stopped, until it is let go: its first instruction is seen."""
+
+    def __init__(self, argv: Sequence[str], *, stdout: int | None = None) -> None:
+        """stdout: descriptor that the command writes to instead of ours."""
+        self.argv = tuple(argv)
+        self.status: int | None = None
+        gate_read, self._gate = os.pipe()
+        self._report, report_write = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(gate_read)
+            os.close(report_write)
+            return
+        try:
+            os.close(self._gate)
+            if not os.read(gate_read, 1):
+                os._exit(0)  # the monitor is gone
+            if stdout is not None:
+                os.dup2(stdout, 1)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+                signal.signal(number, signal.SIG_DFL)
+            os.execvp(self.argv[0], self.argv)
+        except OSError as error:
+            os.write(report_write, str(error.errno).encode())
+        finally:
+            os._exit(127)
+
+    def release(self) -> None:
+        """Let it run; raises LaunchError if it cannot be executed."""
+        os.write(self._gate, b"x")
+        os.close(self._gate)
+        with os.fdopen(self._report, "rb") as report:
+            failure = report.read()
+        if failure:
+            self.poll(block=True)
+            raise LaunchError(self.argv[0], int(failure))
+
+    def poll(self, *, block: bool = False) -> int | None:
+        """Its exit code once it has ended: its own, or 128 + the signal that ended it."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, 0 if block else os.WNOHANG)
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                self.status = code if code >= 0 else 128 - code
+        return self.status
+
+    def end(self) -> None:
+        """Ask it to end, if it has not; wait for it, but not for long."""
+        with contextlib.suppress(OSError):
+            os.close(self._gate)
+        if self.poll() is not None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            os.kill(self.pid, number)
+            deadline = time.monotonic() + 2
+            while self.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            if self.status is not None:
+                return
+
+
+class LaunchError(StreamtapError):
+    """A command could not be executed; exit codes as a shell gives them."""
+
+    def __init__(self, command: str, code: int) -> None:
+        super().__init__(f"cannot run {command}: {os.strerror(code)}")
+        self.exit_code = 127 if code == errno.ENOENT else 126
+
+
+class Watch:
+    """Callouts attached for some scopes, and a pipeline behind them.
+
+    Nothing is pinned: when this process ends, however it ends, the kernel removes everything.
+    """
+
+    def __init__(
+        self,
+        scopes: Sequence[Scope],
+        *,
+        command: Sequence[str] = (),
+        command_stdout: int | None = None,
+        content: Content = Content.META,
+        places: Places | None = None,
+        protocol: str | None = None,
+        both_ends: bool = False,
+        new_only: bool = False,
+        wanted: Callable[[Flow], bool] | None = None,
+        ring_bytes: int = RING_BYTES,
+        max_flows: int = 65_536,
+        variant: str | None = None,
+    ) -> None:
+        if len(scopes) > MAX_FILTERS:
+            raise ValueError(f"{len(scopes)} scopes; at most {MAX_FILTERS} at once")
+        self.scopes = tuple(scopes)
+        self.child: Child | None = None
+        self._command = tuple(command)
+        self._command_stdout = command_stdout
+        self._new_only = new_only
+        self._policy_loss = 0
+        # First of all, while this process is small and has no threads: fork.
+        if self._command:
+            self.child = Child(self._command, stdout=command_stdout)
+        try:
+            self.callouts = Callouts(ring_bytes=ring_bytes, variant=variant)
+        except BaseException:
+            self._end_child()
+            raise
+        names = {bit: scope.name or str(scope) for bit, scope in enumerate(self.scopes)}
+        self.source = LiveSource(self.callouts, self._judge, names)
+        self.pipeline = Pipeline(
+            content=content,
+            places=places,
+            protocol=protocol,
+            both_ends=both_ends,
+            set_policy=self._set_policy,
+            wanted=wanted,
+            max_flows=max_flows,
+        )
+
+    def start(self) -> None:
+        """Attach; then let the command run, if there is one."""
+        try:
+            for bit, scope in enumerate(self.scopes):
+                self._install(bit, scope)
+            self.callouts.enable((1 << len(self.scopes)) - 1)
+            self.callouts.attach(new_only=self._new_only)
+            self.source.drain_control()  # decide on what runs already before its sockets are marked
+            self.callouts.adopt()
+            if self.child:
+                self.child.release()
+        except BaseException:
+            self.close()
+            raise
+
+    def _install(self, bit: int, scope: Scope) -> None:
+        callouts = self.callouts
+        match scope.kind:
+            case "exe" if scope.glob:
+                callouts.ask(bit)
+            case "exe" if scope.script:
+                callouts.add_script(bit, os.path.basename(scope.path))
+                callouts.add_name(bit, os.path.basename(scope.interpreter))
+            case "exe":
+                callouts.add_program(bit, scope.value)
+                # The file may be replaced, or its link moved, while we watch.
+                callouts.add_name(bit, os.path.basename(scope.value))
+                callouts.add_script(bit, os.path.basename(scope.path))
+            case "comm":
+                callouts.add_comm(bit, scope.value)
+            case "cmdline":
+                callouts.ask(bit)
+            case "uid":
+                callouts.add_uid(bit, int(scope.value))
+            case "cgroup" | "unit":
+                callouts.add_cgroup(bit, scope.cgroup)
+            case "pid":
+                callouts.add_pid(bit, int(scope.value), follow_forks=scope.follow_forks)
+            case "launch":
+                assert self.child is not None
+                callouts.add_pid(bit, self.child.pid, follow_forks=True)
+
+    def _judge(self, candidate: Candidate) -> int:
+        """The filters that a process is in, where the kernel could not tell."""
+        verdict = 0
+        arguments, directory = candidate.arguments, ""
+        if candidate.existing:
+            arguments, directory = process_text(candidate.pid)
+        for bit, scope in enumerate(self.scopes):
+            if candidate.filters >> bit & 1 and self._matches(
+                scope, candidate, arguments, directory
+            ):
+                verdict |= 1 << bit
+                if scope.kind == "exe" and not scope.script and not scope.glob:
+                    # The file was replaced: from now on the kernel knows the new one too.
+                    with contextlib.suppress(OSError):
+                        self.callouts.add_program(bit, candidate.path)
+        return verdict
+
+    def _matches(
+        self, scope: Scope, candidate: Candidate, arguments: bytes, directory: str
+    ) -> bool:
+        if scope.kind == "cmdline":
+            return matches_cmdline(scope, arguments)
+        if matches_path(scope, candidate.path):
+            return True
+        if not (scope.script or scope.glob):
+            return bool(scope.path) and os.path.realpath(scope.path) == candidate.path
+        words = [os.fsdecode(word) for word in arguments.split(b"\0")[1:8]]
+        for word in (candidate.filename, *words):
+            if word and matches_script(scope, self._absolute(word, candidate.pid, directory)):
+                return True
+        return False
+
+    def _absolute(self, path: str, pid: int, directory: str) -> str:
+        if os.path.isabs(path):
+            return os.path.normpath(path)
+        return os.path.normpath(os.path.join(directory or process_text(pid).directory, path))
+
+    def _set_policy(self, flow_id: int, policy: Policy) -> None:
+        self.callouts.set_flow_policy(flow_id, policy)
+
+    def covers(self, pid: int) -> bool:
+        """Whether a scope by pid names this process."""
+        return any(covers_pid(scope, pid) for scope in self.scopes)
+
+    def poll(self, timeout_s: float = IDLE_S) -> list[Record]:
+        """Waits for traffic, at most so long; the records it gave, in order of time."""
+        if self.pipeline.pending:
+            timeout_s = min(timeout_s, TICK_S)
+        items = self.source.poll(timeout_s)
+        # Everything up to here is in the batch, so that much time has passed for the data.
+        now_ns = time.time_ns()
+        records = self.pipeline.feed(items) if items else []
+        if self.pipeline.pending and self.source.is_drained:
+            records += self.pipeline.tick(now_ns)
+        return records
+
+    def note(self, body: Body) -> list[Record]:
+        return self.pipeline.note(time.time_ns(), body)
+
+    def finish(self) -> Iterable[list[Record]]:
+        """Detach, read what is left, and close the flows that are open still."""
+        closings = self.source.finish()
+        self.callouts.detach()
+        for _ in range(LAST_DRAINS):
+            yield self.poll(0)
+            if self.source.is_drained:
+                break
+        yield self.pipeline.feed(closings)
+
+    @property
+    def drops(self) -> int:
+        """Segments that were seen and could not be kept, and anything else that was lost."""
+        counters = self.callouts.counters()
+        table = self.pipeline.table
+        return (
+            counters["lost_segments"]
+            + counters["control_lost"]
+            + counters["marks_lost"]
+            + self.source.orphans_lost
+            + table.refused
+            + table.early_refused
+        )
+
+    def _end_child(self) -> None:
+        if self.child:
+            self.child.end()
+
+    def close(self) -> None:
+        self._end_child()
+        self.source.close()
+        self.callouts.close()

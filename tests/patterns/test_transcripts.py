@@ -1,0 +1,91 @@
+"""Golden transcripts: whole conversations with everything that is told of them."""
+
+import base64
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from helpers import transcripts
+from streamtap.events import Body
+from streamtap.model import Content
+from streamtap.patterns import clean
+from streamtap.protocols.msnp import MsnpCommand
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "msnp"
+TRANSCRIPTS = sorted(GOLDEN.glob("*.transcript"))
+KEY = b"k" * 32
+
+
+def told_lines(path: Path) -> str:
+    lines = []
+    for told in transcripts.play(transcripts.read(path), Content.FULL):
+        body = msgspec.to_builtins(clean(told.body, Content.FULL, KEY))
+        if isinstance(told.body, MsnpCommand) and "payload" in body:
+            body["payload"] = base64.b64decode(body["payload"]).decode()
+        ms = (told.time_ns - transcripts.START_NS) // 1_000_000
+        line = {"flow": told.flow, "direction": told.direction.name.lower(), "ms": ms, **body}
+        lines.append(json.dumps(line, ensure_ascii=False))
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
+def test_a_transcript_is_told_as_expected(path: Path, request: pytest.FixtureRequest) -> None:
+    expected = path.with_suffix(".events.jsonl")
+    told = told_lines(path)
+    if request.config.getoption("--update-golden"):
+        expected.write_text(told)
+    assert told == expected.read_text()
+
+
+def texts(body: Body) -> str:
+    """All that a body holds, as one string; bytes as they are."""
+    found: list[str] = []
+
+    def collect(value: object) -> None:
+        if isinstance(value, bytes):
+            found.append(value.decode("latin-1"))
+        elif isinstance(value, msgspec.Struct):
+            for name in value.__struct_fields__:
+                collect(getattr(value, name))
+        elif isinstance(value, dict):
+            collect(list(value.items()))
+        elif isinstance(value, tuple | list):
+            for item in value:
+                collect(item)
+        else:
+            found.append(str(value))
+
+    collect(body)
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("content", list(Content), ids=lambda content: content.name)
+def test_no_credential_is_told_at_any_level(path: Path, content: Content) -> None:
+    transcript = transcripts.read(path)
+    sent = b"".join(step.data for step in transcript.steps if isinstance(step.data, bytes))
+    for told in transcripts.play(transcript, content):
+        before, after = texts(told.body), texts(clean(told.body, content, KEY))
+        for secret in transcript.secrets:
+            assert secret.encode() in sent
+            assert secret not in before
+            assert secret not in after
+        assert "redacted:" not in after
+
+
+@pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
+def test_nobody_is_named_without_content(path: Path) -> None:
+    for told in transcripts.play(transcripts.read(path), Content.NONE):
+        after = texts(clean(told.body, Content.NONE, KEY))
+        for name in ("alice", "bob", "carol", "dan", "eve@", "Alice", "Bob", "notes"):
+            assert name not in after
+
+
+@pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
+def test_what_was_said_is_not_in_records_by_default(path: Path) -> None:
+    for told in transcripts.play(transcripts.read(path), Content.FULL):
+        after = texts(clean(told.body, Content.META, KEY))
+        for said in ("fika", "nu?", "Hej", "hello both", "half", "back", "before", "gap\n"):
+            assert said not in after

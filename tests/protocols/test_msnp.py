@@ -1,0 +1,333 @@
+"""MSNP framing: which bytes are which command, and the way back after loss and garbage."""
+
+import uuid
+
+import pytest
+
+from helpers.streams import Script, assert_tiles, bytewise, run
+from protocols.samples import P2P, TEXT, C, S, counted, frame, lines, packet
+from streamtap.events import Event, Malformed, Skipped
+from streamtap.model import Direction
+from streamtap.protocols import Limits, Verdict
+from streamtap.protocols._redact import redact
+from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, MsnpParser
+from streamtap.protocols.msnp.p2p import nonce_hashes, parse_slp
+
+
+def told(events: list[Event]) -> list[tuple[object, ...]]:
+    """Commands as (verb, transaction, args…, length of payload), other events by name."""
+    return [
+        (event.verb, event.transaction, *event.args, event.payload_length)
+        if isinstance(event, MsnpCommand)
+        else (type(event).__name__, event.length)
+        for event in events
+    ]
+
+
+def events_of(data: bytes, direction: Direction = S, *, midstream: bool = False) -> list[Event]:
+    """What a direction gives, the same whole, byte by byte, and before a tail."""
+    script: Script = [(direction, data)]
+    whole = run(MsnpParser, script, midstream=midstream)
+    assert_tiles(whole)
+    single = run(MsnpParser, bytewise(script), midstream=midstream)
+    assert single.of(direction) == whole.of(direction)
+    if not any(isinstance(event, Skipped | Malformed) for event in whole.of(direction)):
+        tail = run(MsnpParser, [(direction, data + b"PNG\r\nQN")], midstream=midstream)
+        assert tail.of(direction)[: len(whole.of(direction))] == whole.of(direction)
+    return whole.of(direction)
+
+
+VECTORS: list[tuple[Direction, bytes, list[tuple[object, ...]]]] = [
+    (C, b"PNG\r\nOUT\n", [("PNG", None, 0), ("OUT", None, 0)]),
+    (S, b"QNG 50\r\nOUT OTH\r\n", [("QNG", None, "50", 0), ("OUT", None, "OTH", 0)]),
+    (C, b"VER 0 MSNP8 CVR0\r\n", [("VER", 0, "MSNP8", "CVR0", 0)]),
+    (S, b"BYE b@example.com 1  \r\n", [("BYE", None, "b@example.com", "1", 0)]),
+    (C, b"CVQ 7 0x0409  winnt\r\n", [("CVQ", 7, "0x0409", "", "winnt", 0)]),
+    (S, b"LST b@example.com Bob 3 0\r\n", [("LST", None, "b@example.com", "Bob", "3", "0", 0)]),
+    (S, b"LST 7 FL 12 1 1 b@e Bob\r\n", [("LST", 7, "FL", "12", "1", "1", "b@e", "Bob", 0)]),
+    (S, b"LSG 1 Friends 0\r\n", [("LSG", None, "1", "Friends", "0", 0)]),
+    (S, b"JOI b@e B 1342472230\r\n", [("JOI", None, "b@e", "B", "1342472230", 0)]),
+    (S, b"NLN NLN b@e B 268435456\r\n", [("NLN", None, "NLN", "b@e", "B", "268435456", 0)]),
+    (S, b"CAL 2 RINGING 40817733\r\n", [("CAL", 2, "RINGING", "40817733", 0)]),
+    (S, b"UBX b@e 4\r\nabcdACK 5\r\n", [("UBX", None, "b@e", 4), ("ACK", 5, 0)]),
+    (S, b"UBX b@e 1 0\r\n", [("UBX", None, "b@e", "1", 0)]),
+    (S, b"UBX 1:b@e;via=9:g@h 2\r\nhi", [("UBX", None, "1:b@e;via=9:g@h", 2)]),
+    (S, b"ADL 6 OK\r\nADL 0 5\r\n<ml/>", [("ADL", 6, "OK", 0), ("ADL", 0, 5)]),
+    (C, b"QRY 1 product 32\r\n" + b"0" * 32, [("QRY", 1, "product", 32)]),
+    (S, b"QRY 10\r\nUUX 9 0\r\n", [("QRY", 10, 0), ("UUX", 9, 0)]),
+    (C, b"GCF 5 Shields.xml\r\n", [("GCF", 5, "Shields.xml", 0)]),
+    (S, b"GCF 5 Shields.xml 2\r\nhi", [("GCF", 5, "Shields.xml", 2)]),
+    (S, b"UUN 7 OK\r\nUBN b@e 3 2\r\nhi", [("UUN", 7, "OK", 0), ("UBN", None, "b@e", "3", 2)]),
+    (S, b"PUT 8 OK 2\r\nhiPUT 9 OK\r\n", [("PUT", 8, "OK", 2), ("PUT", 9, "OK", 0)]),
+    (S, b"NFY PUT 2\r\nhiSDG 0 2\r\nho", [("NFY", None, "PUT", 2), ("SDG", 0, 2)]),
+    (S, b"SBS 0 null\r\nFSL 4 1025 3\r\n", [("SBS", 0, "null", 0), ("FSL", 4, "1025", "3", 0)]),
+    (
+        S,
+        b"MSG b@e a name with blanks 2\r\nhi",
+        [("MSG", None, "b@e", "a", "name", "with", "blanks", 2)],
+    ),
+    (S, b"217 7\r\n911 0\r\n", [("217", 7, 0), ("911", 0, 0)]),
+    (S, b"241 11 5\r\n<ml/>217 12\r\n", [("241", 11, 5), ("217", 12, 0)]),
+    (S, b"241 4 5\r\nNLN NLN b@e B\r\n", [("241", 4, "5", 0), ("NLN", None, "NLN", "b@e", "B", 0)]),
+    (S, b"XYZ 1 2\r\nACK 1\r\n", [("XYZ", 1, "2", 0), ("ACK", 1, 0)]),
+    (S, "NLN NLN b@e Zoë%20☕\r\n".encode(), [("NLN", None, "NLN", "b@e", "Zoë%20☕", 0)]),
+    (S, b"NLN NLN b@e \xff\r\n", [("NLN", None, "NLN", "b@e", "\\xff", 0)]),
+]
+
+
+@pytest.mark.parametrize(
+    ("direction", "data", "expected"), VECTORS, ids=lambda item: str(item)[:30]
+)
+def test_a_command_takes_the_payload_that_its_form_announces(
+    direction: Direction, data: bytes, expected: list[tuple[object, ...]]
+) -> None:
+    assert told(events_of(data, direction)) == expected
+
+
+def test_an_error_of_an_old_version_never_has_a_payload() -> None:
+    events = events_of(lines("VER 1 MSNP8", "205 4 5") + b"LST b@example.com B 3\r\n")
+    assert told(events)[1] == ("205", 4, "5", 0)
+
+
+def test_payload_text_is_never_read_as_commands() -> None:
+    data = counted("MSG b@example.com B", *TEXT, "BYE b@example.com\r\nOUT\r\n") + lines("ACK 9")
+    assert [event.verb for event in events_of(data) if isinstance(event, MsnpCommand)] == [
+        "MSG",
+        "ACK",
+    ]
+
+
+def test_gap_inside_payload_loses_only_that_message() -> None:
+    first = counted("MSG b@example.com B", *TEXT, "x" * 100)
+    second = counted("MSG b@example.com B", *TEXT, "second")
+    trace = run(MsnpParser, [(S, first[:120]), (S, 20), (S, first[140:] + second)])
+    assert_tiles(trace)
+    broken, rest, whole = trace.of(S)
+    assert isinstance(broken, MsnpCommand)
+    assert broken.payload == first[first.index(b"MIME") : 120]
+    assert broken.missing == len(first) - 120
+    assert isinstance(rest, Skipped)
+    assert isinstance(whole, MsnpCommand)
+    assert whole.payload.endswith(b"second")
+
+
+def test_gap_to_the_end_of_a_payload_costs_nothing_behind_it() -> None:
+    first = counted("MSG b@example.com B", *TEXT, "x" * 100)
+    trace = run(MsnpParser, [(S, first[:120]), (S, len(first) - 120), (S, lines("BYE b@e"))])
+    assert_tiles(trace)
+    assert told(trace.of(S))[1:] == [("BYE", None, "b@e", 0)]
+
+
+def test_gap_between_commands_resumes_at_the_next_message() -> None:
+    message = counted("MSG b@example.com B", *TEXT, "again")
+    trace = run(MsnpParser, [(S, lines("ACK 1") + b"JOI b@ex"), (S, 50), (S, message)])
+    assert_tiles(trace)
+    assert [type(event).__name__ for event in trace.of(S)] == [
+        "MsnpCommand",
+        "Skipped",
+        "MsnpCommand",
+    ]
+
+
+def test_a_gap_in_one_direction_leaves_the_other_alone() -> None:
+    trace = run(MsnpParser, [(C, lines("CAL 1 b@e")), (S, 100), (C, lines("CAL 2 c@e"))])
+    assert [line[0] for line in told(trace.of(C))] == ["CAL", "CAL"]
+
+
+def test_joined_amid_a_quoted_command_nothing_is_made_up() -> None:
+    quoted = b"?\r\n\r\nquoting a log:\r\nBYE cal@example.com\r\nend"
+    message = counted("MSG bob@example.com Bob", *TEXT, "back")
+    events = events_of(quoted + message + lines("ACK 31", "BYE bob@example.com"), midstream=True)
+    assert told(events) == [
+        ("Skipped", len(quoted)),
+        ("MSG", None, "bob@example.com", "Bob", len(message) - 28),
+        ("ACK", 31, 0),
+        ("BYE", None, "bob@example.com", 0),
+    ]
+
+
+def test_joined_before_a_message_it_is_told_without_waiting_for_more() -> None:
+    parser = MsnpParser(limits=Limits(), midstream=True)
+    message = counted("MSG bob@example.com Bob", *TEXT, "hello")
+    assert [type(event) for event in parser.receive(S, message)] == [MsnpCommand]
+
+
+def test_garbage_is_reported_once_and_left_behind() -> None:
+    garbage = b"what is\r\nall this?\r\n"
+    events = events_of(lines("JOI b@e B") + garbage + lines("ACK 1", "ACK 2", "ACK 3"))
+    assert told(events) == [
+        ("JOI", None, "b@e", "B", 0),
+        ("Malformed", 0),
+        ("Skipped", len(garbage)),
+        ("ACK", 1, 0),
+        ("ACK", 2, 0),
+        ("ACK", 3, 0),
+    ]
+
+
+def test_two_unknown_commands_in_a_row_are_garbage() -> None:
+    events = events_of(lines("ABC 1", "DEF 2", "ACK 1", "ACK 2"))
+    assert [line[0] for line in told(events)] == ["ABC", "Malformed", "Skipped", "ACK", "ACK"]
+
+
+def test_a_payload_length_past_the_limit_is_not_waited_for() -> None:
+    events = events_of(lines("MSG b@e B 999999", "ACK 1", "ACK 2"))
+    assert [line[0] for line in told(events)] == ["Malformed", "Skipped", "ACK", "ACK"]
+
+
+def test_a_stream_that_is_not_msnp_is_given_up() -> None:
+    trace = run(MsnpParser, [(S, b"no command at all\r\n" * 100)] * 200)
+    assert_tiles(trace)
+    reasons = [event.reason for event in trace.of(S) if isinstance(event, Skipped | Malformed)]
+    assert reasons == ["not a command", "not MSNP", "not MSNP"]
+    assert trace.held < 10_000
+
+
+SECRET = "s3cret@value"
+SECRET_LINES = [
+    (C, f"USR 1 MD5 S {SECRET}"),
+    (C, f"USR 1 CTP I a@example.com {SECRET}"),
+    (C, f"USR 1 TWN S {SECRET}"),
+    (C, f"USR 1 TWN S {SECRET} {SECRET}"),
+    (C, f"USR 1 SSO S {SECRET} {SECRET} {{guid}}"),
+    (C, f"USR 1 SHA A {SECRET}"),
+    (C, f"USR 1 a@example.com {SECRET}"),
+    (C, f"USR {SECRET}"),
+    (C, f"USR TWN S {SECRET}"),
+    (S, f"USR 1 MD5 S {SECRET}"),
+    (S, f"USR 1 SSO S MBI_KEY {SECRET}"),
+    (C, f"ANS 1 a@example.com {SECRET} 123"),
+    (C, f"ANS 1 a@example.com {SECRET}"),
+    (C, f"ANS {SECRET}"),
+    (S, f"XFR 1 SB 1.2.3.4:1863 CKI {SECRET}"),
+    (S, f"XFR 1 SB 1.2.3.4:1863 CKI {SECRET} U example.com 1"),
+    (S, f"XFR 1 SB 1.2.3.4:1863 {SECRET}"),
+    (S, f"XFR 0 NS 1.2.3.4:1863 U D {SECRET}"),
+    (S, f"RNG 1 1.2.3.4:1863 CKI {SECRET} b@example.com B"),
+    (S, f"RNG 1 1.2.3.4:1863 {SECRET}"),
+    (S, f"CHL 0 {SECRET}"),
+    (S, f"CHL {SECRET}"),
+    (C, f"CVR 1 a b c d e f g h@example.com {SECRET}"),
+    (S, f"URL 1 /cgi-bin/x https://example.com/?t={SECRET} {SECRET}"),
+]
+
+
+@pytest.mark.parametrize(("direction", "line"), SECRET_LINES, ids=lambda item: str(item))
+def test_a_credential_in_a_line_is_only_a_mark(direction: Direction, line: str) -> None:
+    for event in events_of(lines(line), direction):
+        assert SECRET not in repr(event)
+        assert "redacted:" in repr(event)
+
+
+SECRET_PAYLOADS = [
+    (S, counted("MSG Hotmail Hotmail", "MIME-Version: 1.0", f"MSPAuth: {SECRET}", "", "")),
+    (S, counted("MSG Hotmail Hotmail", "MIME-Version: 1.0", f"SID:  {SECRET}", f"kv: {SECRET}")),
+    (S, counted("MSG b@e B", "MIME-Version: 1.0", "Content-Type: x", "", f"AuthCookie: {SECRET}")),
+    (S, counted("MSG H H", "MIME-Version: 1.0", "", f"Message-URL: https://e.com/?x={SECRET}&y=1")),
+    (C, counted("QRY 1 product", SECRET)),
+    (C, counted("UUN 1 b@example.com 10", SECRET)),
+    (C, counted("UUN 1 b@example.com 3", "INVITE MSNMSGR:b@e MSNSLP/1.0", "", f"Nonce: {SECRET}")),
+    (S, counted("MSG b@e B", *P2P, "", "", tail=b"broken\r\nNonce: " + SECRET.encode())),
+]
+
+
+@pytest.mark.parametrize(("direction", "data"), SECRET_PAYLOADS, ids=lambda item: str(item)[:40])
+def test_a_credential_in_a_payload_is_not_kept(direction: Direction, data: bytes) -> None:
+    for event in events_of(data, direction):
+        assert SECRET not in repr(event)
+
+
+def test_equal_cookies_have_equal_marks_so_that_flows_can_be_linked() -> None:
+    offer = events_of(lines("XFR 1 SB 1.2.3.4:1863 CKI 12.34"))[0]
+    use = events_of(lines("USR 1 a@example.com 12.34"), C)[0]
+    assert isinstance(offer, MsnpCommand)
+    assert isinstance(use, MsnpCommand)
+    assert offer.args[-1] == use.args[-1] == redact("12.34")
+
+
+SLP = b"\r\n".join(
+    [
+        b"MSNSLP/1.0 200 OK",
+        b"To: <msnmsgr:Alice@example.com;{guid}>",
+        b"From: <msnmsgr:bob@example.com>",
+        b"Call-ID: {call}",
+        b"Content-Type: application/x-msnmsgr-transrespbody",
+        b"Content-Length: 99",
+        b"",
+        b"Bridge: TCPv1",
+        b"Nonce: {12345678-9abc-DEF0-1234-56789ABCDEF0}",
+        b"srddA-lanretnI4vPI: 5.0.0.01",
+        b"",
+        b"\0",
+    ]
+)
+
+
+def test_slp_in_several_packets_is_read_when_it_is_whole() -> None:
+    parts = [SLP[:100], SLP[100:]]
+    data = b"".join(
+        counted("MSG b@e B", *P2P, "", "", tail=packet(0, part, len(SLP), at) + bytes(4))
+        for part, at in zip(parts, (0, 100), strict=True)
+    )
+    packets = [event for event in events_of(data) if isinstance(event, MsnpPacket)]
+    assert packets[0].slp is None
+    slp = packets[1].slp
+    assert slp is not None
+    assert (slp.code, slp.to, slp.by) == (200, "alice@example.com", "bob@example.com")
+    assert slp.fields["ipv4internal-addrs"] == "10.0.0.5"
+    assert packets[1].sender == "b@e"
+    assert packets[1].recipient == "a@example.com"
+
+
+def test_a_nonce_on_the_wire_has_the_mark_of_the_one_in_the_negotiation() -> None:
+    nonce = uuid.UUID("12345678-9ABC-DEF0-1234-56789ABCDEF0").bytes_le
+    slp = parse_slp(SLP)
+    assert slp is not None
+    assert slp.fields["nonce"] == nonce_hashes(nonce)[0]
+    assert nonce_hashes(nonce)[1] == redact("{C2C547E3-95C8-5CBE-2CF0-FB8BB1BCC80C}")
+    header = bytearray(packet(0, b"", 0, 0, 0x100))
+    header[32:48] = nonce
+    opening = [(C, b"\x04\0\0\0foo\0" + frame(bytes(header))), (S, frame(bytes(header)))]
+    trace = run(MsnpParser, opening)
+    assert [event.step for event in trace.of(C) if isinstance(event, MsnpDirect)] == [
+        "open",
+        "nonce",
+    ]
+    shown = trace.of(S)[0]
+    assert isinstance(shown, MsnpDirect)
+    assert shown.nonce == slp.fields["nonce"]
+
+
+def test_a_file_between_clients_is_blocks_not_lines() -> None:
+    script = [
+        (C, lines("VER MSNFTP", "USR b@example.com 271828")),
+        (S, lines("VER MSNFTP", "FIL 6") + b"\0\x04\0BYE \0\x02\0\r\n\1\0\0"),
+        (C, lines("BYE 16777989")),
+    ]
+    trace = run(MsnpParser, script)
+    assert_tiles(trace)
+    steps = [(event.step, event.size) for event in trace.of(S) if isinstance(event, MsnpDirect)]
+    assert steps == [("block", 4), ("block", 2), ("end", 0)]
+    assert "271828" not in repr(trace.events)
+
+
+@pytest.mark.parametrize(
+    ("to_server", "to_client", "verdict"),
+    [
+        (b"VER 1 MSNP8 CVR0\r\n", b"", Verdict.YES),
+        (b"VE", b"", Verdict.MORE),
+        (b"USR 1 a@example.com 1.2.3\r\n", b"", Verdict.YES),
+        (b"ANS 0 a@example.com;{g} 1.2.3 77\r\n", b"", Verdict.YES),
+        (b"\x04\0\0\0foo\0", b"", Verdict.YES),
+        (b"", b"MSG Hotmail Hotmail 20\r\nMIME-Version: 1.0", Verdict.YES),
+        (b"", b"e of a text" + counted("MSG b@e B", *TEXT), Verdict.YES),
+        (b"USER anonymous\r\n", b"220 ready\r\n", Verdict.NO),
+        (b"EHLO host\r\n", b"220 host ESMTP\r\n", Verdict.NO),
+        (b"GET / HTTP/1.1\r\n", b"", Verdict.NO),
+        (b"\x16\x03\x01", b"", Verdict.NO),
+    ],
+)
+def test_msnp_is_known_by_its_first_bytes(
+    to_server: bytes, to_client: bytes, verdict: Verdict
+) -> None:
+    assert MsnpParser.probe(to_server, to_client) is verdict

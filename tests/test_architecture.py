@@ -1,0 +1,62 @@
+"""Who may import what, as a table. A change to it is a design decision."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parent.parent / "src" / "streamtap"
+CORE = {"model", "events", "errors"}
+PIPELINE = CORE | {"capture", "flows", "streams", "protocols", "patterns", "trace"}
+
+# part -> (parts of streamtap it may import besides itself, third-party packages)
+ALLOWED: dict[str, tuple[set[str], set[str]]] = {
+    "__init__": ({"api"}, set()),
+    "__main__": ({"cli"}, set()),
+    "model": (set(), {"msgspec"}),
+    "errors": (set(), set()),
+    "events": ({"model"}, {"msgspec"}),
+    "capture": ({"model", "errors"}, {"numpy", "msgspec"}),
+    "flows": ({"model", "errors"}, {"msgspec"}),
+    "streams": ({"model", "errors"}, {"msgspec"}),
+    "protocols": ({"model", "events"}, {"msgspec"}),
+    "patterns": ({"model", "events", "protocols"}, {"msgspec"}),
+    "trace": ({"model", "events", "errors"}, {"msgspec"}),
+    "pipeline": (PIPELINE - {"capture", "trace"}, {"msgspec"}),
+    "watch": (PIPELINE | {"pipeline"}, set()),
+    "api": (PIPELINE | {"pipeline", "watch"}, {"msgspec"}),
+    "demo": (set(), set()),
+    "cli": (PIPELINE | {"pipeline", "watch", "api", "demo", "__init__"}, {"msgspec"}),
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            if module == "streamtap":
+                found |= {f"streamtap.{alias.name}" for alias in node.names}
+            else:
+                found.add(module)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(SRC.rglob("*.py")), ids=lambda p: str(p.relative_to(SRC)))
+def test_a_module_imports_only_what_its_place_allows(path: Path) -> None:
+    import sys
+
+    part = path.relative_to(SRC).parts[0].removesuffix(".py")
+    parts, third_party = ALLOWED[part]
+    for module in imports_of(path):
+        top, _, rest = module.partition(".")
+        if top == "streamtap":
+            target = rest.split(".")[0] or "__init__"
+            if target.startswith("__version"):
+                target = "__init__"
+            assert target == part or target in parts, f"{path} may not import {module}"
+        elif top not in sys.stdlib_module_names:
+            assert top in third_party, f"{path} may not import {module}"
