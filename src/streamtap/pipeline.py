@@ -70,7 +70,7 @@ class _Speech:
 State = FlowState[Reassembler, _Speech]
 # Offset, bytes (None where they were counted), ends and times of segments; or a gap.
 _Run = tuple[int, bytes | memoryview | None, Sequence[int], Sequence[int]] | Gap
-_Step = tuple[int, State, Direction, _Run | Overlap | Limit]
+_Step = tuple[int, State, Direction, _Run | Overlap | Limit | Opened | Closed]
 _time = itemgetter(0)
 
 
@@ -122,10 +122,9 @@ class Pipeline:
 
     def feed(self, items: Iterable[Opened | Segment | Closed]) -> list[Record]:
         """The records that a batch gives. Views in it are not kept beyond this call."""
-        steps: list[_Step] = []
+        flows: dict[int, list[_Step]] = {}
         closed: list[Closed] = []
         acknowledged: dict[tuple[int, Direction], Segment] = {}
-        chunks: dict[int, list[_Step]] = {}
         find = self.table.find
         for item in items:
             if type(item) is Segment:
@@ -134,11 +133,11 @@ class Pipeline:
                     if item.flow_id not in self._unwanted:
                         self.table.early(item)
                     continue
-                self._push(state, item, chunks)
+                self._push(state, item, flows)
                 if item.acknowledged is not None:
                     acknowledged[item.flow_id, item.direction] = item
             elif type(item) is Opened:
-                self._open(item, chunks)
+                self._open(item, flows)
             elif type(item) is Closed:
                 closed.append(item)
         for (flow_id, direction), segment in acknowledged.items():
@@ -147,29 +146,43 @@ class Pipeline:
                 other = direction.opposite
                 more = state.streams[other].acknowledge(segment.acknowledged, segment.time_ns)
                 if more:
-                    self._collect(state, other, more, chunks)
-        for flow_steps in chunks.values():
-            steps += _runs(flow_steps)
+                    self._collect(state, other, more, flows)
+        steps: list[_Step] = []
+        for own in flows.values():
+            if not isinstance(own[0][3], Opened):
+                steps += _runs(own)
+                continue
+            # What came with the handshake was seen before the opening was: that goes first.
+            rest = _runs(own[1:])
+            begin_ns = min(own[0][0], *(step[0] for step in rest)) if rest else own[0][0]
+            steps += [(begin_ns, *own[0][1:]), *rest]
+        for item in closed:
+            state = find(item.flow_id)
+            self._unwanted.discard(item.flow_id)
+            if state is None:
+                self.table.close(item)  # what came early for it will not be claimed
+                continue
+            # After all that the flow said, whatever the clocks of the two hooks say.
+            last_ns = max((step[0] for step in flows.get(item.flow_id, ())), default=0)
+            steps.append((max(item.time_ns, last_ns), state, Direction.TO_SERVER, item))
         steps.sort(key=_time)
         for time_ns, state, direction, run in steps:
             self._take(state, direction, run, time_ns)
-        for item in closed:
-            self._close(item)
         return self._flush()
 
-    def _push(self, state: State, segment: Segment, chunks: dict[int, list[_Step]]) -> None:
+    def _push(self, state: State, segment: Segment, flows: dict[int, list[_Step]]) -> None:
         given = state.streams[segment.direction].push(segment)
         if given:
-            self._collect(state, segment.direction, given, chunks)
+            self._collect(state, segment.direction, given, flows)
 
     def _collect(
         self,
         state: State,
         direction: Direction,
         given: Sequence[StreamItem],
-        chunks: dict[int, list[_Step]],
+        flows: dict[int, list[_Step]],
     ) -> None:
-        steps = chunks.setdefault(state.flow.flow_id, [])
+        steps = flows.setdefault(state.flow.flow_id, [])
         for item in given:
             if type(item) is Chunk:
                 run = (item.offset, item.data, item.ends, item.times_ns)
@@ -178,7 +191,7 @@ class Pipeline:
                 assert not isinstance(item, Chunk)
                 steps.append((item.time_ns, state, direction, item))
 
-    def _open(self, opened: Opened, chunks: dict[int, list[_Step]]) -> None:
+    def _open(self, opened: Opened, flows: dict[int, list[_Step]]) -> None:
         flow = opened.flow
         if self._wanted is not None and not self._wanted(flow):
             self._unwanted.add(flow.flow_id)
@@ -190,18 +203,17 @@ class Pipeline:
         secondary = not state.primary and not self._both_ends
         state.parser = _Speech(_info(state), secondary)
         if state.paired is not None and state.paired.parser is not None:
-            other = state.paired.parser
-            other.info = _info(state.paired)
+            state.paired.parser.info = _info(state.paired)
         if secondary:
             self._reduce(state)
-        self.conversations.opened(flow)
-        self._emit(flow.opened_ns, FlowOpened(midstream=flow.midstream), state.parser.info)
+        steps = flows.setdefault(flow.flow_id, [])
+        steps.append((flow.opened_ns, state, Direction.TO_SERVER, opened))
         for direction in Direction:
             if opened.offsets[direction]:
                 gap = Gap(0, opened.offsets[direction], "midstream", flow.opened_ns)
-                self._collect(state, direction, (gap,), chunks)
+                self._collect(state, direction, (gap,), flows)
         for segment in early:
-            self._push(state, segment, chunks)
+            self._push(state, segment, flows)
 
     def _reduce(self, state: State) -> None:
         """Nobody will look at the bytes of this flow: let them be counted, not copied."""
@@ -212,23 +224,30 @@ class Pipeline:
     # --- the second pass: runs to records --------------------------------------------------------
 
     def _take(
-        self, state: State, direction: Direction, run: _Run | Overlap | Limit, time_ns: int
+        self,
+        state: State,
+        direction: Direction,
+        run: _Run | Overlap | Limit | Opened | Closed,
+        time_ns: int,
     ) -> None:
         speech = state.parser
         assert speech is not None
-        kind = type(run)
-        if kind is Overlap:
-            assert isinstance(run, Overlap)
-            body: Body = StreamOverlap(offset=run.offset, length=run.length)
-            self._emit(time_ns, body, speech.info, _side(state, direction))
-            return
-        if kind is Limit:
-            assert isinstance(run, Limit)
-            body = StreamLimit(limit=run.limit, value=run.value, count=1)
-            self._emit(time_ns, body, speech.info, _side(state, direction))
-            return
-        assert not isinstance(run, Overlap | Limit)
-        if isinstance(run, Gap):
+        if not isinstance(run, tuple):
+            if isinstance(run, Opened):
+                self.conversations.opened(state.flow)
+                self._emit(time_ns, FlowOpened(midstream=state.flow.midstream), speech.info)
+                return
+            if isinstance(run, Closed):
+                self._close(state, speech, run)
+                return
+            if isinstance(run, Overlap):
+                body: Body = StreamOverlap(offset=run.offset, length=run.length)
+                self._emit(time_ns, body, speech.info, _side(state, direction))
+                return
+            if isinstance(run, Limit):
+                body = StreamLimit(limit=run.limit, value=run.value, count=1)
+                self._emit(time_ns, body, speech.info, _side(state, direction))
+                return
             self.gaps += 1
             body = StreamGap(offset=run.offset, length=run.length, cause=run.cause)
             self._emit(time_ns, body, speech.info, _side(state, direction))
@@ -369,13 +388,7 @@ class Pipeline:
             side = _side(of, meaning.direction)
             self._emit(meaning.time_ns, meaning.pattern, of.parser.info, side)
 
-    def _close(self, closed: Closed) -> None:
-        self._unwanted.discard(closed.flow_id)
-        state = self.table.find(closed.flow_id)
-        if state is None or state.parser is None:
-            self.table.close(closed)
-            return
-        speech = state.parser
+    def _close(self, state: State, speech: _Speech, closed: Closed) -> None:
         ending = self.table.close(closed)
         assert ending is not None
         left: dict[int, list[_Step]] = {}
@@ -425,9 +438,7 @@ class Pipeline:
     def tick(self, now_ns: int) -> list[Record]:
         """Time has come to `now_ns` and everything older has been fed."""
         self._give(self.conversations.tick(now_ns))
-        for closed in self.table.expire(now_ns):
-            self._close(closed)
-        return self._flush()
+        return self.feed(self.table.expire(now_ns))
 
     def note(self, time_ns: int, body: Body) -> list[Record]:
         """A record that is about no flow."""

@@ -165,6 +165,12 @@ def test_whose_connection_breaks_has_signed_out() -> None:
     assert len(only(SignOut, f"{text}C> OUT\n-- close\n")) == 1
 
 
+def test_who_is_sent_to_another_server_has_not_signed_out() -> None:
+    text = "-- flow NS 10.0.0.2:1 192.0.2.20:1863\nS< USR 4 OK alice@example.com 1 0\n"
+    text += "S< XFR 0 NS 192.0.2.21:1863 U D\n-- close\n"
+    assert only(SignOut, text) == []
+
+
 def test_joining_a_circle_is_no_second_sign_in() -> None:
     text = "-- flow NS 10.0.0.2:1 192.0.2.20:1863\nC> VER 1 MSNP18\nS< VER 1 MSNP18\n"
     text += "S< USR 4 OK alice@example.com 1 0\nC> USR 5 SHA A token\n"

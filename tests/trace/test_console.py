@@ -84,9 +84,14 @@ def test_a_closed_flow_is_forgotten() -> None:
 def test_columns_stay_aligned_when_a_longer_name_comes() -> None:
     both = record(message(), "received", PAIRED)
     alone = record(message(), "received")
-    shown = lines(alone, both, alone, both)
+    shown = lines(alone, both, alone, both, verbose=True)
     assert "pidgin[4121] <-> server[77] < " in shown[1]
     assert len({line.index(" message ") for line in shown[1:]}) == 1
+
+
+def test_the_peer_is_named_where_a_flow_opens() -> None:
+    (line,) = lines(record(opened(), flow=PAIRED))
+    assert line.endswith("  peer server[77]")
 
 
 def test_quiet_leaves_out_the_service_and_details() -> None:

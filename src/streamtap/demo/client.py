@@ -19,6 +19,7 @@ from typing import NamedTuple
 from streamtap.demo import TIMEOUT_S, seconds
 from streamtap.demo.credentials import PASSWORD
 from streamtap.demo.messenger import Messenger, ScriptFailed
+from streamtap.demo.processes import take_name
 from streamtap.demo.transfer import File, Peer
 from streamtap.demo.wire import ProtocolError, Transcript
 
@@ -158,6 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     script = alice if arguments.who == "alice" else bob
     account = f"{arguments.who}@example.com"
+    take_name(arguments.who)
 
     async def pause() -> None:
         if arguments.pace > 0:

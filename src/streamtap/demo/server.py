@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from streamtap.demo.accounts import NAMES
 from streamtap.demo.notification import NotificationSession
+from streamtap.demo.processes import take_name
 from streamtap.demo.switchboard import Room, SwitchboardSession
 from streamtap.demo.wire import FROM_CLIENT, LINE_LIMIT, Connection, ProtocolError, Transcript
 
@@ -169,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--attended", action="store_true", help="end when standard input does")
     parser.add_argument("--transcript", type=Path, help="write what passes, as JSON lines")
     arguments = parser.parse_args(argv)
+    take_name("msn-server")
     try:
         transcript = Transcript(arguments.transcript)
         try:

@@ -298,6 +298,8 @@ class MsnpFlow:
             self._announce(time_ns, conversation, to, args[3] if len(args) > 3 else "")
         elif not self._signed_in:
             patterns += self._connect(event.offset, event.length, "dispatch")
+        else:  # the session goes on elsewhere: the end of this connection is no sign-out
+            self._signed_in = False
         patterns.append(
             Redirect(
                 offset=event.offset,

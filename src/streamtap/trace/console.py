@@ -88,6 +88,8 @@ class Console:
         words = tell(record, service.client, inline=self._show is None)
         when = f"{self._clock.second(record.time_ns)}.{record.time_ns // 1_000_000 % 1000:03}"
         who = _who(flow)
+        if self._verbose and flow is not None and flow.peer is not None:
+            who += f" <-> {app_name(flow.peer)}"
         self._who_width = min(max(self._who_width, len(who)), _WIDEST_WHO)
         who = who.ljust(self._who_width)
         arrow = "!" if level in ("warn", "error") else _ARROWS.get(record.direction or "", "*")
@@ -96,6 +98,8 @@ class Console:
         tag = tag.ljust(self._tag_width)
         word = words.word.ljust(_WORD)
         about, detail = words.about, words.detail
+        if words.word == "opened" and flow is not None and flow.peer is not None:
+            detail += f"  peer {app_name(flow.peer)}"
         if self._verbose and flow is not None:
             place = "" if words.word == "opened" else f" {ends(flow)}"
             detail += f"  [flow {printable(flow.flow)}{place}]"
@@ -143,8 +147,7 @@ def _who(flow: FlowInfo | None) -> str:
     """The application; in captures, which do not know it, the client's end."""
     if flow is None:
         return "streamtap"
-    who = app_name(flow.app) if flow.app is not None else printable(flow.local)
-    return f"{who} <-> {app_name(flow.peer)}" if flow.peer is not None else who
+    return app_name(flow.app) if flow.app is not None else printable(flow.local)
 
 
 def _paint(text: str, code: str) -> str:
