@@ -8,8 +8,9 @@ left after cleaning becomes a record.
 
 import os
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 
 from streamtap.events import (
     Body,
@@ -47,6 +48,7 @@ from streamtap.streams import Reassembler
 Places = frozenset[tuple[str, str, str]]
 SetPolicy = Callable[[int, Policy], None]
 _OPAQUE = "opaque"
+SECOND_LOOKS = 16
 
 
 class _Speech:
@@ -54,9 +56,21 @@ class _Speech:
 
     name: of the protocol; "" while it is not decided.
     waiting: the runs seen before that; heads: the first bytes of each direction.
+    offsets: where each direction is, as far as it went to a parser.
+    second_looks: so many more runs of a flow joined midstream, and not understood at first, may
+        show what it speaks: it may have been joined inside a payload.
     """
 
-    __slots__ = ("heads", "info", "name", "parser", "secondary", "waiting")
+    __slots__ = (
+        "heads",
+        "info",
+        "name",
+        "offsets",
+        "parser",
+        "second_looks",
+        "secondary",
+        "waiting",
+    )
 
     def __init__(self, info: FlowInfo, secondary: bool) -> None:
         self.info = info
@@ -65,6 +79,8 @@ class _Speech:
         self.parser: Parser | None = None
         self.heads = (bytearray(), bytearray())
         self.waiting: list[tuple[Direction, _Run]] = []
+        self.offsets = [0, 0]
+        self.second_looks = 0
 
 
 State = FlowState[Reassembler, _Speech]
@@ -72,6 +88,7 @@ State = FlowState[Reassembler, _Speech]
 _Run = tuple[int, bytes | memoryview | None, Sequence[int], Sequence[int]] | Gap
 _Step = tuple[int, State, Direction, _Run | Overlap | Limit | Opened | Closed]
 _time = itemgetter(0)
+_record_time = attrgetter("time_ns")
 
 
 class Pipeline:
@@ -195,6 +212,8 @@ class Pipeline:
         flow = opened.flow
         if self._wanted is not None and not self._wanted(flow):
             self._unwanted.add(flow.flow_id)
+            if self._set_policy is not None:
+                self._set_policy(flow.flow_id, Policy.COUNT)
             return
         found = self.table.open(opened)
         if found is None:
@@ -257,6 +276,8 @@ class Pipeline:
             self.bytes += len(run[1])
         if speech.secondary:
             return
+        if speech.second_looks:
+            self._look_again(state, speech, direction, run, time_ns)
         if speech.name:
             self._parse(state, speech, direction, run, time_ns)
         else:
@@ -291,24 +312,55 @@ class Pipeline:
         self, state: State, speech: _Speech, parser: type[Parser], confidence: str, time_ns: int
     ) -> None:
         speech.name = parser.name
-        midstream = state.flow.midstream
+        # With its beginning unseen, or a hole in it, a parser has to find its feet first.
+        midstream = state.flow.midstream or any(isinstance(run, Gap) for _, run in speech.waiting)
         speech.parser = parser(limits=self._limits, midstream=midstream)
         self._emit(
             time_ns, FlowIdentified(protocol=parser.name, confidence=confidence), speech.info
         )
-        if parser.name == _OPAQUE and self._content is not Content.FULL:
-            self._reduce(state)
+        if parser.name == _OPAQUE:
+            if midstream and self._forced is None:
+                speech.second_looks = SECOND_LOOKS
+            elif self._content is not Content.FULL:
+                self._reduce(state)
         waiting, speech.waiting = speech.waiting, []
         speech.heads = (bytearray(), bytearray())
         for direction, run in waiting:
             when = run.time_ns if isinstance(run, Gap) else run[3][-1]
             self._parse(state, speech, direction, run, when)
 
+    def _look_again(
+        self, state: State, speech: _Speech, direction: Direction, run: _Run, time_ns: int
+    ) -> None:
+        """A run often begins where a message does: try to tell the protocol by this one."""
+        if isinstance(run, Gap) or run[1] is None:
+            return
+        speech.second_looks -= 1
+        head = bytes(run[1][: self._limits.probe])
+        to_server, to_client = (head, b"") if direction is Direction.TO_SERVER else (b"", head)
+        parser = detect(to_server, to_client, final=True, limits=self._limits)
+        if parser is not None and parser.name != _OPAQUE:
+            speech.second_looks = 0
+            self._give(self.conversations.gap(state.flow, direction, time_ns), state)
+            self._settle(state, speech, parser, "content", time_ns)
+            self._align(speech)
+        elif not speech.second_looks and self._content is not Content.FULL:
+            self._reduce(state)
+
+    def _align(self, speech: _Speech) -> None:
+        """Tell a parser that joins late how much has passed."""
+        assert speech.parser is not None
+        for direction in Direction:
+            if speech.offsets[direction]:
+                # It holds nothing yet: there is nothing to tell.
+                deque(speech.parser.gap(direction, speech.offsets[direction]), maxlen=0)
+
     def _parse(
         self, state: State, speech: _Speech, direction: Direction, run: _Run, time_ns: int
     ) -> None:
         parser = speech.parser
         assert parser is not None
+        speech.offsets[direction] = run.offset + run.length if isinstance(run, Gap) else run[2][-1]
         try:
             if isinstance(run, Gap):
                 for event in parser.gap(direction, run.length):
@@ -327,8 +379,8 @@ class Pipeline:
                 end = event.offset + event.length
                 when = times[min(bisect_left(ends, end), len(times) - 1)]
                 part = None
-                if self._content is Content.FULL and event.offset >= offset:
-                    part = data[event.offset - offset : end - offset]
+                if self._content is Content.FULL:
+                    part = data[max(0, event.offset - offset) : max(0, end - offset)]
                 self._tell(state, speech, direction, event, when, part)
         except Exception as error:  # a parser must not raise: it is ours to mend, not the user's
             self._fail(state, speech, error, time_ns)
@@ -357,8 +409,7 @@ class Pipeline:
         opaque = by_name(_OPAQUE)
         speech.name = _OPAQUE
         speech.parser = opaque(limits=self._limits, midstream=True)
-        for direction in Direction:  # its offsets go on where the streams are
-            speech.parser.gap(direction, state.streams[direction].offset)
+        self._align(speech)
 
     def _tell(
         self,
@@ -465,6 +516,8 @@ class Pipeline:
 
     def _flush(self) -> list[Record]:
         records, self._out = self._out, []
+        # A burst is told when it has ended, with the time of its last byte.
+        records.sort(key=_record_time)
         self.records += len(records)
         return records
 

@@ -240,13 +240,11 @@ class LiveSource:
             self._callouts.cgroups.path_of(record["cgroup_id"]),
             self._names.get((filters & -filters).bit_length() - 1, ""),
         )
-        family = socket.AF_INET if record["family"] == 4 else socket.AF_INET6
-        size = 4 if record["family"] == 4 else 16
         return Flow(
             record["flow_id"],
             app,
-            Endpoint(socket.inet_ntop(family, record["local"][:size]), record["local_port"]),
-            Endpoint(socket.inet_ntop(family, record["remote"][:size]), record["remote_port"]),
+            Endpoint(_address(record["local"], record["family"]), record["local_port"]),
+            Endpoint(_address(record["remote"], record["family"]), record["remote_port"]),
             role,
             record["time_ns"] + self._clock_ns,
             bool(record["flags"] & FlowFlag.MIDSTREAM),
@@ -407,6 +405,13 @@ def _remember(table: OrderedDict[int, Any], key: int, value: Any) -> None:
     table.move_to_end(key)
     if len(table) > REMEMBERED:
         table.popitem(last=False)
+
+
+def _address(raw: bytes, family: int) -> str:
+    """As text; the mapped address of an IPv4 peer as IPv4, which is what went over the wire."""
+    if family == 6 and not raw.startswith(_MAPPED):
+        return socket.inet_ntop(socket.AF_INET6, raw)
+    return socket.inet_ntop(socket.AF_INET, raw[:4] if family == 4 else raw[-4:])
 
 
 def _ends(record: dict[str, Any]) -> _Ends:
