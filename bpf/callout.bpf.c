@@ -644,6 +644,16 @@ static __always_inline void describe_opened(struct opened_record *to, struct flo
 	__builtin_memcpy(to->comm, flow->comm, COMM_LENGTH);
 }
 
+static __always_inline void reset_counters(struct flow *flow)
+{
+	__builtin_memset(flow->seen, 0, sizeof(flow->seen));
+	__builtin_memset(flow->captured, 0, sizeof(flow->captured));
+	__builtin_memset(flow->lost, 0, sizeof(flow->lost));
+	__builtin_memset(flow->counted, 0, sizeof(flow->counted));
+	__builtin_memset(flow->range, 0, sizeof(flow->range));
+	__builtin_memset(flow->lost_segments, 0, sizeof(flow->lost_segments));
+}
+
 static __always_inline void open_flow(struct bpf_sock_ops *ctx, struct flow *flow, int active)
 {
 	struct opened_record *opened;
@@ -660,14 +670,7 @@ static __always_inline void open_flow(struct bpf_sock_ops *ctx, struct flow *flo
 			flow->origin[DIRECTION_SENT] = ctx->snd_nxt;
 	} else {
 		/* The clone brought the listener's values along. */
-		struct flow *old = flow;
-
-		__builtin_memset(old->seen, 0, sizeof(old->seen));
-		__builtin_memset(old->captured, 0, sizeof(old->captured));
-		__builtin_memset(old->lost, 0, sizeof(old->lost));
-		__builtin_memset(old->counted, 0, sizeof(old->counted));
-		__builtin_memset(old->range, 0, sizeof(old->range));
-		__builtin_memset(old->lost_segments, 0, sizeof(old->lost_segments));
+		reset_counters(flow);
 		flow->origin[DIRECTION_SENT] = ctx->snd_nxt;
 		keep = 0;
 	}
@@ -710,7 +713,10 @@ int flow_established(struct bpf_sock_ops *ctx)
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		sk = ctx->sk;
-		if (sk && !bpf_sk_storage_get(&flows, sk, 0, 0))
+		flow = sk ? bpf_sk_storage_get(&flows, sk, 0, 0) : 0;
+		if (flow)
+			reset_counters(flow); /* a socket may be connected a second time */
+		else if (sk)
 			CLAIM(sk, ctx);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
@@ -1122,7 +1128,7 @@ static __noinline int put(struct __sk_buff *skb, struct segment_record *record,
 static __noinline int put(struct __sk_buff *skb, struct segment_record *record,
 			  struct orphan_tuple *tuple, __u32 offset, __u64 flags)
 {
-	__u32 head = sizeof(*record), length = record->captured, done = 0;
+	__u32 head = sizeof(*record), length = record->captured, done = 0, failed = 0;
 	struct bpf_dynptr to;
 
 	if (tuple)
@@ -1136,12 +1142,12 @@ static __noinline int put(struct __sk_buff *skb, struct segment_record *record,
 	if (tuple)
 		bpf_dynptr_write(&to, sizeof(*record), tuple, sizeof(*tuple), 0);
 	/* Slices of constant size, chosen by the bits of the length: exact, and the verifier agrees. */
-#define SLICE(size)                                                          \
-	if (length & (size)) {                                               \
-		void *slice = bpf_dynptr_data(&to, head + done, size);       \
-		if (slice)                                                   \
-			bpf_skb_load_bytes(skb, offset + done, slice, size); \
-		done += (size);                                              \
+#define SLICE(size)                                                                \
+	if (length & (size)) {                                                     \
+		void *slice = bpf_dynptr_data(&to, head + done, size);             \
+		if (!slice || bpf_skb_load_bytes(skb, offset + done, slice, size)) \
+			failed = 1;                                                \
+		done += (size);                                                    \
 	}
 	SLICE(262144)
 	SLICE(131072)
@@ -1163,6 +1169,11 @@ static __noinline int put(struct __sk_buff *skb, struct segment_record *record,
 	SLICE(2)
 	SLICE(1)
 #undef SLICE
+	if (failed) {
+		bpf_ringbuf_discard_dynptr(&to, 0);
+		record->captured = 0;
+		return -1;
+	}
 	bpf_ringbuf_submit_dynptr(&to, flags);
 	return 0;
 }

@@ -6,7 +6,15 @@ import msgspec
 import pytest
 
 from streamtap import pipeline as pipeline_module
-from streamtap.events import FlowClosed, FlowOpened, ParserFailed, Record, StreamGap, tag_of
+from streamtap.events import (
+    FlowClosed,
+    FlowOpened,
+    ParserFailed,
+    Record,
+    StreamGap,
+    StreamLimit,
+    tag_of,
+)
 from streamtap.model import (
     App,
     Closed,
@@ -262,3 +270,13 @@ def test_second_looks_are_bounded() -> None:
         pipe.feed([talk.say(DOWN, b"\0noise", n * MS)])
     records = pipe.feed([talk.say(UP, b"GET / HTTP/1.1\r\n\r\n", 100 * MS)])
     assert "flow.identified" not in tags(records)
+
+
+def test_flows_beyond_the_limit_are_refused_and_said() -> None:
+    pipe = Pipeline(max_flows=1)
+    many = [opened(n, namespace=n, at_ns=n * MS) for n in range(1, 5)]
+    records = pipe.feed(many)
+    records += pipe.feed([opened(9, namespace=9, at_ns=2000 * MS)])
+    limits = [r.body for r in records if isinstance(r.body, StreamLimit)]
+    assert [(b.limit, b.value, b.count) for b in limits] == [("flows", 1, 1), ("flows", 1, 3)]
+    assert pipe.table.refused == 4

@@ -49,6 +49,7 @@ Places = frozenset[tuple[str, str, str]]
 SetPolicy = Callable[[int, Policy], None]
 _OPAQUE = "opaque"
 SECOND_LOOKS = 16
+LIMIT_PAUSE_NS = 1_000_000_000
 
 
 class _Speech:
@@ -133,6 +134,9 @@ class Pipeline:
         self._wanted = wanted
         self._unwanted: set[int] = set()
         self._wants_type: dict[type[Body], bool] = {}
+        self._max_flows = max_flows
+        self._refused = 0
+        self._refused_due_ns = 0
         self._out: list[Record] = []
 
     # --- the first pass: items to runs -----------------------------------------------------------
@@ -217,6 +221,7 @@ class Pipeline:
             return
         found = self.table.open(opened)
         if found is None:
+            self._report_refused(flow.opened_ns)
             return
         state, early = found
         secondary = not state.primary and not self._both_ends
@@ -233,6 +238,15 @@ class Pipeline:
                 self._collect(state, direction, (gap,), flows)
         for segment in early:
             self._push(state, segment, flows)
+
+    def _report_refused(self, time_ns: int) -> None:
+        """Say that flows were refused, at most once a second."""
+        count = self.table.refused - self._refused
+        if count and time_ns >= self._refused_due_ns:
+            self._refused = self.table.refused
+            self._refused_due_ns = time_ns + LIMIT_PAUSE_NS
+            body = StreamLimit(limit="flows", value=self._max_flows, count=count)
+            self._emit(time_ns, body, None)
 
     def _reduce(self, state: State) -> None:
         """Nobody will look at the bytes of this flow: let them be counted, not copied."""

@@ -36,7 +36,8 @@ Item = Opened | Segment | Closed
 SPAN_BYTES = 2 << 20  # read at a time: the space goes back to the kernel this often
 ACTIVE_S = 0.015  # longer than the callouts' pause between wake-ups: a late record is not missed
 IDLE_S = 0.5
-REMEMBERED = 16_384  # processes, flows out of scope: what is kept to tell late records by
+REMEMBERED = 16_384  # processes: what they are called, and whether they match
+FOREIGN = 64  # flows found to be out of scope: the callouts drop them at their next segment
 ORPHANS = 1024  # payloads waiting for the connection they opened
 CLOCK_S = 1.0  # how often the offset between the kernel's clock and Unix time is read again
 
@@ -205,7 +206,7 @@ class LiveSource:
         if record["candidates"]:
             filters |= self._verdicts.get(record["process_id"], 0) & record["candidates"]
         if not filters:
-            _remember(self._foreign, flow_id, None)
+            _remember(self._foreign, flow_id, None, FOREIGN)
             return
         flags = record["flags"]
         role = Role.CLIENT if flags & FlowFlag.ACTIVE else Role.SERVER
@@ -400,10 +401,10 @@ def _path(components: bytes) -> str:
     return os.fsdecode(b"/" + b"/".join(reversed(parts)))
 
 
-def _remember(table: OrderedDict[int, Any], key: int, value: Any) -> None:
+def _remember(table: OrderedDict[int, Any], key: int, value: Any, most: int = REMEMBERED) -> None:
     table[key] = value
     table.move_to_end(key)
-    if len(table) > REMEMBERED:
+    if len(table) > most:
         table.popitem(last=False)
 
 
