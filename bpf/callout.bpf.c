@@ -23,6 +23,8 @@ enum {
 	STATE_ESTABLISHED = 1,
 	STATE_SYN_SENT = 2,
 	STATE_SYN_RECEIVED = 3,
+	STATE_FIN_WAIT1 = 4,
+	STATE_FIN_WAIT2 = 5,
 	STATE_TIME_WAIT = 6,
 	STATE_CLOSE = 7,
 	STATE_CLOSE_WAIT = 8,
@@ -43,6 +45,7 @@ enum {
 	RANGE_AGE_NS = 1000000000,
 	BURST_PAUSE_NS = 20000000,
 	BURST_BYTES = 65536, /* of a counted burst, told segment by segment */
+	POSITION_TRIES = 16,
 	SCRATCH_BYTES = 32768,
 	SCRATCH_SLOTS = 4,
 };
@@ -372,7 +375,8 @@ static __always_inline void judge_program(struct task_struct *task, struct linux
 	read_base_name(task, &name);
 	copy_comm(comm.comm, task);
 	process->executable = value_of(&apps, &key);
-	process->candidates = value_of(&names, &name) | value_of(&scripts, &comm);
+	process->scripts = value_of(&scripts, &comm);
+	process->candidates = value_of(&names, &name) | process->scripts;
 	if (set)
 		process->candidates |= set->ask;
 	process->candidates &= ~process->executable;
@@ -505,6 +509,9 @@ int process_exec(__u64 *ctx)
 	if (before) {
 		after.inherited = before->inherited;
 		after.own = before->own;
+		/* env, or a shim, runs the interpreter that it finds by an exec of its own. */
+		after.scripts |= before->scripts;
+		after.candidates |= before->scripts & ~after.executable;
 	}
 	if (!(after.executable | after.inherited | after.own | after.candidates)) {
 		if (before)
@@ -796,35 +803,54 @@ static __always_inline void read_addresses(struct opened_record *to, struct sock
 
 struct position {
 	__u64 passed[2];   /* payload bytes gone by, by direction */
-	__u32 sequence[2]; /* of the next payload byte */
-	__u32 active;
+	__u32 sequence[2]; /* of the next payload byte, or of the FIN that has gone by */
+	__u32 flags;	   /* FLOW_ACTIVE, FLOW_FIN_SENT, FLOW_FIN_RECEIVED */
 };
 
-/* Where a connection stands. The socket is not locked: it is read until two readings agree. */
+/*
+ * Where a connection stands. The socket is not locked: it is read until the readings agree. They
+ * do not while a segment is on its way down, when bytes_sent is ahead of snd_nxt: of such a one
+ * the hooks may have seen nothing, and what they see next comes after it.
+ */
 static __always_inline void read_position(struct position *to, struct tcp_sock *tcp, int state)
 {
-	__u32 snd_una = 0, snd_nxt = 0, rcv_nxt = 0;
-	__u64 acked = 0, received = 0, sent = 0;
+	__u32 snd_una, snd_nxt = 0, rcv_nxt = 0, unsent = 0, fin = 0, flags = 0;
+	int closing = state == STATE_FIN_WAIT1 || state == STATE_FIN_WAIT2 ||
+		      state == STATE_CLOSING || state == STATE_LAST_ACK;
+	__u64 acked, received = 0, sent = 0, numbered = 0;
+	/* What a listener accepts has its backlog from it. Only with listen(0) that tells nothing. */
+	__u64 syn = READ(((struct sock *)tcp)->sk_max_ack_backlog) == 0;
 
-	for (int i = 0; i < 4; i++) {
+	for (int i = 0; i < POSITION_TRIES; i++) {
 		rcv_nxt = READ(tcp->rcv_nxt);
 		snd_nxt = READ(tcp->snd_nxt);
 		received = READ(tcp->bytes_received);
 		sent = READ(tcp->bytes_sent) - READ(tcp->bytes_retrans);
 		acked = READ(tcp->bytes_acked);
 		snd_una = READ(tcp->snd_una);
-		if (rcv_nxt == READ(tcp->rcv_nxt) && snd_nxt == READ(tcp->snd_nxt))
+		unsent = READ(tcp->write_seq) - snd_nxt;
+		fin = closing && !unsent;
+		/* What has a number: payload, and the SYN of the end that made the connection. */
+		numbered = acked + (__u32)(snd_nxt - snd_una) - fin;
+		if (numbered - sent == syn && rcv_nxt == READ(tcp->rcv_nxt) &&
+		    received == READ(tcp->bytes_received) && snd_nxt == READ(tcp->snd_nxt))
 			break;
 	}
+	if (syn && (numbered != sent || unsent)) {
+		flags |= FLOW_ACTIVE;
+		numbered--;
+	}
+	if (fin)
+		flags |= FLOW_FIN_SENT;
+	to->passed[DIRECTION_SENT] = sent > numbered ? sent : numbered;
+	to->sequence[DIRECTION_SENT] = snd_nxt - fin + (to->passed[DIRECTION_SENT] - numbered);
 	/* bytes_received counts the peer's FIN. */
-	if (state == STATE_CLOSE_WAIT || state == STATE_LAST_ACK || state == STATE_CLOSING)
-		received--;
-	/* bytes_acked counts the SYN of the end that made the connection. */
-	to->active = acked + (snd_nxt - snd_una) > sent;
-	to->passed[DIRECTION_SENT] = sent;
-	to->passed[DIRECTION_RECEIVED] = received;
-	to->sequence[DIRECTION_SENT] = snd_nxt;
-	to->sequence[DIRECTION_RECEIVED] = rcv_nxt;
+	fin = state == STATE_CLOSE_WAIT || state == STATE_LAST_ACK || state == STATE_CLOSING;
+	if (fin)
+		flags |= FLOW_FIN_RECEIVED;
+	to->passed[DIRECTION_RECEIVED] = received - fin;
+	to->sequence[DIRECTION_RECEIVED] = rcv_nxt - fin;
+	to->flags = flags;
 }
 
 static __always_inline int is_open(int state)
@@ -872,10 +898,11 @@ static __always_inline int adopt(struct sock *sk, struct task_struct *task)
 	if (!is_open(state))
 		return 0;
 	read_position(&position, tcp, state);
-	flow->flags |= FLOW_OPENED | FLOW_MIDSTREAM | (position.active ? FLOW_ACTIVE : 0);
+	flow->flags |= FLOW_OPENED | FLOW_MIDSTREAM | position.flags;
 	for (int i = 0; i < 2; i++) {
 		flow->passed[i] = position.passed[i];
 		flow->origin[i] = position.sequence[i];
+		flow->fin[i] = position.sequence[i];
 	}
 	opened = reserve_control(sizeof(*opened));
 	if (!opened)
@@ -947,6 +974,9 @@ int list_flows(struct bpf_iter__bpf_sk_storage_map *ctx)
 		listing.seen[i] = flow->seen[i];
 		listing.captured[i] = flow->captured[i];
 		listing.lost[i] = flow->lost[i];
+		listing.range_sequence[i] = flow->range[i].sequence;
+		listing.range_length[i] = flow->range[i].length;
+		listing.lost_segments[i] = flow->lost_segments[i];
 	}
 	listing.state = READ(sk->__sk_common.skc_state);
 	listing.mode = flow->mode;

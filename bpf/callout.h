@@ -161,6 +161,7 @@ struct process { /* value of `processes`, by pid */
 	unsigned long long inherited;  /* filters it has from its parent, through exec too */
 	unsigned long long own;	       /* filters that name this very pid */
 	unsigned long long candidates;
+	unsigned long long scripts; /* filters whose script it may be running */
 	unsigned int flags;
 	unsigned int reserved;
 };
@@ -201,7 +202,10 @@ struct flow_listing { /* one row of the `list_flows` iterator */
 	unsigned long long seen[2];
 	unsigned long long captured[2];
 	unsigned long long lost[2];
-	unsigned long long totals[2]; /* payload bytes by the kernel's counters, by direction */
+	unsigned long long totals[2];	/* payload bytes by the kernel's counters, by direction */
+	unsigned int range_sequence[2]; /* counted range not yet given, by direction */
+	unsigned int range_length[2];
+	unsigned int lost_segments[2];
 	unsigned int state;
 	unsigned int mode;
 };

@@ -24,7 +24,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "trace": ({"model", "events", "errors"}, {"msgspec"}),
     "pipeline": (PIPELINE - {"capture", "trace"}, {"msgspec"}),
     "watch": (PIPELINE | {"pipeline"}, set()),
-    "api": (PIPELINE | {"pipeline", "watch"}, {"msgspec"}),
+    "api": (PIPELINE | {"pipeline", "watch", "__init__"}, {"msgspec"}),
     "demo": (set(), set()),
     "cli": (PIPELINE | {"pipeline", "watch", "api", "demo", "__init__"}, {"msgspec"}),
 }

@@ -1,3 +1,60 @@
-"""streamtap shows what one application says over TCP, and to whom, while it runs."""
+"""streamtap shows what one application says over TCP, and to whom, while it runs.
+
+with streamtap.monitor("/usr/bin/curl") as records:
+    for record in records:
+        print(record.time_ns, record.body)
+"""
 
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False  # as `typing` has it, which is not imported: programs start faster
+if TYPE_CHECKING:
+    from streamtap.api import App as App
+    from streamtap.api import Body as Body
+    from streamtap.api import Content as Content
+    from streamtap.api import FlowClosed as FlowClosed
+    from streamtap.api import FlowIdentified as FlowIdentified
+    from streamtap.api import FlowInfo as FlowInfo
+    from streamtap.api import FlowOpened as FlowOpened
+    from streamtap.api import Monitor as Monitor
+    from streamtap.api import Record as Record
+    from streamtap.api import Scope as Scope
+    from streamtap.api import StreamGap as StreamGap
+    from streamtap.api import StreamtapError as StreamtapError
+    from streamtap.api import launch as launch
+    from streamtap.api import monitor as monitor
+    from streamtap.api import read as read
+    from streamtap.api import resolve as resolve
+
+__all__ = (
+    "App",
+    "Body",
+    "Content",
+    "FlowClosed",
+    "FlowIdentified",
+    "FlowInfo",
+    "FlowOpened",
+    "Monitor",
+    "Record",
+    "Scope",
+    "StreamGap",
+    "StreamtapError",
+    "__version__",
+    "launch",
+    "monitor",
+    "read",
+    "resolve",
+)
+
+
+def __getattr__(name: str) -> object:
+    """The public names, when they are first used: importing the package costs nothing."""
+    if name not in __all__:
+        raise AttributeError(f"module 'streamtap' has no attribute {name!r}")
+    from streamtap import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -74,7 +74,12 @@ class Skipped(Event, frozen=True, kw_only=True, tag="stream.skipped"):
 
 
 class StreamGap(Event, frozen=True, kw_only=True, tag="stream.gap"):
-    """Bytes that were not seen, or not kept; causes as in `model.Gap`."""
+    """Bytes that were not seen, or not kept.
+
+    cause: lost (they were seen and could not be kept), unseen (the peer acknowledged them, or the
+        flow ended, without our seeing them), limit (too much was waiting behind the hole),
+        midstream (they passed before streamtap looked).
+    """
 
     provider: ClassVar[str] = "stream"
     flag: ClassVar[str] = "gap"
@@ -133,6 +138,7 @@ class FlowIdentified(Body, frozen=True, kw_only=True, tag="flow.identified"):
 class FlowClosed(Body, frozen=True, kw_only=True, tag="flow.closed"):
     """A flow ended: the completeness certificate.
 
+    reason: fin, rst, idle, removed (it left the scope) or end (watching ended first).
     sent, received: bytes delivered in order; sent_total, received_total: the kernel's count.
     missing: bytes by the kernel's count that were neither delivered nor counted by policy.
     missing_ranges: direction, offset and length of each missing range, at most 16 of them.

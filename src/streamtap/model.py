@@ -17,7 +17,7 @@ class Direction(IntEnum):
 
     @property
     def opposite(self) -> "Direction":
-        return Direction(1 - self)
+        return Direction.TO_CLIENT if self is Direction.TO_SERVER else Direction.TO_SERVER
 
 
 class Role(StrEnum):

@@ -41,8 +41,10 @@ from streamtap.model import (
     Segment,
     StreamItem,
 )
-from streamtap.patterns import Conversations, Meaning, clean
+from streamtap.patterns import Conversations, Data, Meaning, clean
+from streamtap.patterns.bursts import PAUSE_NS
 from streamtap.protocols import Limits, Parser, by_name, detect
+from streamtap.protocols.opaque import OpaqueData
 from streamtap.streams import Reassembler
 
 Places = frozenset[tuple[str, str, str]]
@@ -58,6 +60,7 @@ class _Speech:
     name: of the protocol; "" while it is not decided.
     waiting: the runs seen before that; heads: the first bytes of each direction.
     offsets: where each direction is, as far as it went to a parser.
+    unheard: nobody wants what it says: its bytes are counted and go no further.
     second_looks: so many more runs of a flow joined midstream, and not understood at first, may
         show what it speaks: it may have been joined inside a payload.
     """
@@ -70,12 +73,14 @@ class _Speech:
         "parser",
         "second_looks",
         "secondary",
+        "unheard",
         "waiting",
     )
 
     def __init__(self, info: FlowInfo, secondary: bool) -> None:
         self.info = info
         self.secondary = secondary
+        self.unheard = secondary
         self.name = ""
         self.parser: Parser | None = None
         self.heads = (bytearray(), bytearray())
@@ -134,6 +139,8 @@ class Pipeline:
         self._wanted = wanted
         self._unwanted: set[int] = set()
         self._wants_type: dict[type[Body], bool] = {}
+        self._wants_events = places is None or _class_place(OpaqueData) in places
+        self._wants_plain = self._wants_events or _class_place(Data) in (places or ())
         self._max_flows = max_flows
         self._refused = 0
         self._refused_due_ns = 0
@@ -203,14 +210,21 @@ class Pipeline:
         given: Sequence[StreamItem],
         flows: dict[int, list[_Step]],
     ) -> None:
-        steps = flows.setdefault(state.flow.flow_id, [])
+        speech = state.parser
+        unheard = speech is not None and speech.unheard
+        steps: list[_Step] = []
         for item in given:
             if type(item) is Chunk:
+                if unheard:
+                    self.bytes += 0 if item.data is None else len(item.data)
+                    continue
                 run = (item.offset, item.data, item.ends, item.times_ns)
                 steps.append((item.times_ns[-1], state, direction, run))
             else:
                 assert not isinstance(item, Chunk)
                 steps.append((item.time_ns, state, direction, item))
+        if steps:
+            flows.setdefault(state.flow.flow_id, []).extend(steps)
 
     def _open(self, opened: Opened, flows: dict[int, list[_Step]]) -> None:
         flow = opened.flow
@@ -335,8 +349,8 @@ class Pipeline:
         if parser.name == _OPAQUE:
             if midstream and self._forced is None:
                 speech.second_looks = SECOND_LOOKS
-            elif self._content is not Content.FULL:
-                self._reduce(state)
+            else:
+                self._stay_plain(state, speech)
         waiting, speech.waiting = speech.waiting, []
         speech.heads = (bytearray(), bytearray())
         for direction, run in waiting:
@@ -358,7 +372,13 @@ class Pipeline:
             self._give(self.conversations.gap(state.flow, direction, time_ns), state)
             self._settle(state, speech, parser, "content", time_ns)
             self._align(speech)
-        elif not speech.second_looks and self._content is not Content.FULL:
+        elif not speech.second_looks:
+            self._stay_plain(state, speech)
+
+    def _stay_plain(self, state: State, speech: _Speech) -> None:
+        """It is decided that no parser knows what the flow says."""
+        speech.unheard = not self._wants_plain
+        if self._content is not Content.FULL:
             self._reduce(state)
 
     def _align(self, speech: _Speech) -> None:
@@ -380,9 +400,13 @@ class Pipeline:
                 for event in parser.gap(direction, run.length):
                     self._tell(state, speech, direction, event, time_ns, None)
                 return
+            if speech.name == _OPAQUE:
+                self._tell_plain(state, speech, direction, run)
+                return
             offset, data, ends, times = run
-            if data is None:
-                self._parse_counted(state, speech, direction, run)
+            if data is None:  # counted under a policy
+                for event in parser.gap(direction, ends[-1] - offset):
+                    self._tell(state, speech, direction, event, times[-1], None)
                 return
             if len(ends) == 1 and self._content is not Content.FULL:
                 when = times[0]
@@ -399,22 +423,20 @@ class Pipeline:
         except Exception as error:  # a parser must not raise: it is ours to mend, not the user's
             self._fail(state, speech, error, time_ns)
 
-    def _parse_counted(
-        self, state: State, speech: _Speech, direction: Direction, run: _Run
-    ) -> None:
-        """Bytes that were counted: for plain send and receive that is all there is to know."""
-        assert not isinstance(run, Gap)
-        parser, (offset, _, ends, times) = speech.parser, run
-        assert parser is not None
-        if speech.name != _OPAQUE:
-            for event in parser.gap(direction, ends[-1] - offset):
-                self._tell(state, speech, direction, event, times[-1], None)
-            return
-        parser.gap(direction, ends[-1] - offset)
-        opaque = by_name(_OPAQUE).events[0]
+    def _tell_plain(self, state: State, speech: _Speech, direction: Direction, run: _Run) -> None:
+        """Plain send and receive: how much and when is all there is to know, whether the bytes
+        were copied or counted, so nothing is parsed."""
+        assert isinstance(run, tuple)
+        offset, data, ends, times = run
+        if times[-1] - times[0] < PAUSE_NS and not self._wants_events:
+            ends, times = ends[-1:], times[-1:]  # no burst ends in between
+        begin = offset
         for end, when in zip(ends, times, strict=True):
-            event = opaque(offset=offset, length=end - offset)
-            self._tell(state, speech, direction, event, when, None)
+            event = OpaqueData(offset=offset, length=end - offset)
+            part = None
+            if data is not None and self._content is Content.FULL:
+                part = data[offset - begin : end - begin]
+            self._tell(state, speech, direction, event, when, part)
             offset = end
 
     def _fail(self, state: State, speech: _Speech, error: Exception, time_ns: int) -> None:
@@ -546,6 +568,10 @@ def _info(state: State) -> FlowInfo:
         role=flow.role.value,
         peer=state.peer,
     )
+
+
+def _class_place(kind: type[Body]) -> tuple[str, str, str]:
+    return kind.provider, kind.flag, kind.level
 
 
 def _side(state: State, direction: Direction) -> str:

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from streamtap.capture.callouts import RING_BYTES, Callouts
-from streamtap.capture.identity import process_text
+from streamtap.capture.identity import host_key, in_host_pid_namespace, process_text
 from streamtap.capture.live import IDLE_S, Candidate, LiveSource
-from streamtap.errors import StreamtapError
+from streamtap.errors import KernelUnsupported, StreamtapError
 from streamtap.events import Body, Record
 from streamtap.flows.scope import (
     Scope,
@@ -130,11 +130,27 @@ class Watch:
             raise ValueError(f"{len(scopes)} scopes; at most {MAX_FILTERS} at once")
         self.scopes = tuple(scopes)
         self.child: Child | None = None
+        if not in_host_pid_namespace() and any(s.kind in ("pid", "launch") for s in scopes):
+            raise KernelUnsupported(
+                "a scope by process number in a pid namespace",
+                "the kernel knows processes by their numbers on the host",
+                "run streamtap on the host, or in its pid namespace (docker run --pid=host)",
+            )
         self._command = tuple(command)
         self._command_stdout = command_stdout
         self._new_only = new_only
-        self._policy_loss = 0
-        # First of all, while this process is small and has no threads: fork.
+        self._closed = False
+        self.pipeline = Pipeline(
+            content=content,
+            places=places,
+            protocol=protocol,
+            both_ends=both_ends,
+            set_policy=self._set_policy,
+            key=host_key(),
+            wanted=wanted,
+            max_flows=max_flows,
+        )
+        # Before the kernel is touched, while this process has no threads: fork.
         if self._command:
             self.child = Child(self._command, stdout=command_stdout)
         try:
@@ -144,15 +160,6 @@ class Watch:
             raise
         names = {bit: scope.name or str(scope) for bit, scope in enumerate(self.scopes)}
         self.source = LiveSource(self.callouts, self._judge, names)
-        self.pipeline = Pipeline(
-            content=content,
-            places=places,
-            protocol=protocol,
-            both_ends=both_ends,
-            set_policy=self._set_policy,
-            wanted=wanted,
-            max_flows=max_flows,
-        )
 
     def start(self) -> None:
         """Attach; then let the command run, if there is one."""
@@ -176,7 +183,9 @@ class Watch:
                 callouts.ask(bit)
             case "exe" if scope.script:
                 callouts.add_script(bit, os.path.basename(scope.path))
+                # Given to its interpreter, which may be a shim for another program.
                 callouts.add_name(bit, os.path.basename(scope.interpreter))
+                callouts.add_script(bit, os.path.basename(scope.interpreter))
             case "exe":
                 callouts.add_program(bit, scope.value)
                 # The file may be replaced, or its link moved, while we watch.
@@ -245,11 +254,9 @@ class Watch:
         if self.pipeline.pending:
             timeout_s = min(timeout_s, TICK_S)
         items = self.source.poll(timeout_s)
-        # Everything up to here is in the batch, so that much time has passed for the data.
-        now_ns = time.time_ns()
         records = self.pipeline.feed(items) if items else []
-        if self.pipeline.pending and self.source.is_drained:
-            records += self.pipeline.tick(now_ns)
+        if self.pipeline.pending:
+            records += self.pipeline.tick(self.source.given_ns)
         return records
 
     def note(self, body: Body) -> list[Record]:
@@ -257,13 +264,13 @@ class Watch:
 
     def finish(self) -> Iterable[list[Record]]:
         """Detach, read what is left, and close the flows that are open still."""
-        closings = self.source.finish()
+        standing = self.source.standing()
         self.callouts.detach()
         for _ in range(LAST_DRAINS):
             yield self.poll(0)
             if self.source.is_drained:
                 break
-        yield self.pipeline.feed(closings)
+        yield self.pipeline.feed(self.source.finish(standing))
 
     @property
     def drops(self) -> int:
@@ -284,6 +291,9 @@ class Watch:
             self.child.end()
 
     def close(self) -> None:
-        self._end_child()
-        self.source.close()
-        self.callouts.close()
+        """May be called again, as after a `start` that failed."""
+        if not self._closed:
+            self._closed = True
+            self._end_child()
+            self.source.close()
+            self.callouts.close()

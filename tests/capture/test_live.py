@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from helpers.rings import (
     BUSY,
@@ -13,6 +15,7 @@ from helpers.rings import (
     opened_record,
     segment_record,
 )
+from streamtap.capture.layout import FLOW_LISTING, OPENED_RECORD
 from streamtap.capture.live import LiveSource, kernel_totals
 from streamtap.capture.ring import Ring
 from streamtap.model import Closed, Opened, Segment
@@ -32,6 +35,14 @@ class FakeCallouts:
         self.data, self.control = FakeRing(SIZE), FakeRing(SIZE)
         self.cgroups = FakeCgroups()
         self.decided: dict[int, int] = {}
+        self.control_lost = 0
+        self.listing = np.zeros(0, FLOW_LISTING)
+
+    def counters(self) -> dict[str, int]:
+        return {"control_lost": self.control_lost}
+
+    def list_flows(self) -> NDArray[Any]:
+        return self.listing
 
     def rings(self) -> tuple[Ring, Ring]:
         return Ring(self.data.fd, SIZE), Ring(self.control.fd, SIZE)
@@ -126,6 +137,24 @@ def test_a_flow_of_no_filter_is_never_handed_on(callouts: FakeCallouts, source: 
     callouts.data.write(segment_record(data=b"private"))
     callouts.control.write(closed_record())
     assert source.drain() == []
+
+
+def test_openings_and_closings_that_were_lost_are_made_up(
+    callouts: FakeCallouts, source: LiveSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamtap.capture.live.CLOCK_S", 0.0)
+    callouts.control.write(opened_record(1))
+    assert kinds(source.drain()) == [Opened]
+    callouts.control_lost = 2
+    callouts.listing = np.zeros(1, FLOW_LISTING)
+    callouts.listing["opened"] = np.frombuffer(opened_record(2), OPENED_RECORD)
+    callouts.data.write(segment_record(2, data=b"hello"))
+    opening, segment, closing = source.drain()
+    assert isinstance(opening, Opened)
+    assert opening.flow.flow_id == 2
+    assert isinstance(segment, Segment)
+    assert isinstance(closing, Closed)
+    assert (closing.flow_id, closing.totals) == (1, None)
 
 
 def record(**values: Any) -> dict[str, Any]:

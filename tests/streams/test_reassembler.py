@@ -155,6 +155,7 @@ def test_a_hole_that_the_peer_acknowledged_is_unseen() -> None:
     gap, chunk = reassembler.acknowledge(number(10), 3)
     assert gap == Gap(0, 5, "unseen", 3)
     assert isinstance(chunk, Chunk)
+    assert chunk.data is not None
     assert (chunk.offset, bytes(chunk.data)) == (5, b"world")
     assert reassembler.missing_ranges == [(0, 5)]
 

@@ -30,7 +30,7 @@ PROCESS_HOOKS = ("process_exec", "process_fork", "process_exit")
 CGROUP_HOOKS = ("stream_received", "stream_sent", "flow_established", "socket_created")
 OPTIONAL_HOOKS = ("socket_sent", "socket_received")
 RING_BYTES = 16 << 20
-CONTROL_BYTES = 4 << 20
+CONTROL_BYTES = 2 << 20
 WAKE_BYTES = 256 << 10
 WAKE_NS = 10_000_000
 CAPABILITIES = {12: "CAP_NET_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}
@@ -234,7 +234,7 @@ class Callouts:
 
     def counters(self) -> dict[str, int]:
         """Totals over all flows and CPUs; names as in `bpf/callout.h`."""
-        cpus = _possible_cpus()
+        cpus = possible_cpus()
         raw = self._map("counters").lookup(_u32.pack(0), layout.COUNTERS.itemsize * cpus)
         rows = np.frombuffer(raw or b"", layout.COUNTERS)
         return {name: int(rows[name].sum()) for name in layout.COUNTERS.names or ()}
@@ -325,7 +325,7 @@ def _effective(capability: int) -> bool:
     return False
 
 
-def _possible_cpus() -> int:
+def possible_cpus() -> int:
     with contextlib.suppress(OSError, ValueError), open("/sys/devices/system/cpu/possible") as file:
         return int(file.read().strip().split("-")[-1].split(",")[-1]) + 1
     return os.cpu_count() or 1

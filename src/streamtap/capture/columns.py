@@ -6,7 +6,6 @@ another in sequence becomes one `Segment`. Python objects are made per run, not 
 """
 
 from collections.abc import Mapping
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,15 @@ from streamtap.model import Direction, Segment
 
 JOIN = 8192  # payloads up to this many bytes are joined; larger ones are cheaper left in place
 _HEADER_WORDS = SEGMENT_RECORD.itemsize // 8
+_ROW = np.dtype((np.void, SEGMENT_RECORD.itemsize))
 _TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
 
 def headers_at(words: NDArray[np.uint64], offsets: NDArray[np.int64]) -> NDArray[Any]:
     """The records at byte offsets (multiples of 8) of `words`: (n,) SEGMENT_RECORD."""
-    rows = words[(offsets >> 3)[:, None] + np.arange(_HEADER_WORDS)]
-    records: NDArray[Any] = rows.view(SEGMENT_RECORD)[:, 0]
+    # A row at each word, overlapping: the rows wanted are then gathered in one go.
+    rows: NDArray[Any] = np.ndarray((len(words) - _HEADER_WORDS + 1,), _ROW, words, strides=(8,))
+    records: NDArray[Any] = rows[offsets >> 3].view(SEGMENT_RECORD)
     return records
 
 
@@ -40,14 +41,15 @@ def join(
     clock_ns: what turns the records' times into Unix times.
     A segment left single is a view of `data`; joined bytes are a copy.
     """
-    lengths = records["length"]
-    captured = records["captured"]
+    # Sorting 16 bits is much faster than sorting ids. Where two flows share them their runs are
+    # cut shorter, for a run is told by the whole key.
     keys = (records["flow_id"] << np.uint64(1)) | records["direction"]
-    order = np.argsort(keys, kind="stable")
-    keys, sequences, lengths = keys[order], records["sequence"][order], lengths[order]
-    captured, lost = captured[order], records["lost"][order]
-    acks, payloads = records["acknowledgment"][order], payloads[order]
-    times = records["time_ns"][order].astype(np.int64) + clock_ns
+    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    keys, payloads = keys[order], payloads[order]
+    records = records.view(_ROW)[order].view(SEGMENT_RECORD)
+    sequences, lengths = records["sequence"], records["length"]
+    captured, lost, acks = records["captured"], records["lost"], records["acknowledgment"]
+    times = records["time_ns"].astype(np.int64) + clock_ns
     # A record begins a run unless it is of the same flow and kind as the one before it, follows
     # it in sequence, and is small; what was cut (length over captured) ends its run.
     breaks = np.ones(len(order), bool)
@@ -61,51 +63,53 @@ def join(
         | ~small[1:]
         | ~small[:-1]
     )
-    starts = np.flatnonzero(breaks).tolist()
-    stops = [*starts[1:], len(order)]
-    key_of, sequence_of = keys.tolist(), sequences.tolist()
-    length_of, captured_of, lost_of = lengths.tolist(), captured.tolist(), lost.tolist()
-    ack_of, time_of, payload_of = acks.tolist(), times.tolist(), payloads.tolist()
+    starts = np.flatnonzero(breaks)
+    stops = np.append(starts[1:], len(order))
+    key_of, sequence_of = keys[starts].tolist(), sequences[starts].tolist()
+    ack_of, lost_of = acks[stops - 1].tolist(), lost[starts].tolist()
+    # Where each record ends in its run: the sum of the lengths so far, less that before the run.
+    sums = np.cumsum(lengths, dtype=np.int64)
+    before = sums[starts] - lengths[starts]
+    end_of = (sums - np.repeat(before, stops - starts)).tolist()
+    size_of, time_of = captured.tolist(), times.tolist()
+    # Pieces of bytes are cut twice as fast as pieces of a view; large ones stay where they are.
+    source: bytes | memoryview = data
+    if len(starts) < len(order) and small.all():
+        low = int(payloads.min())
+        source = bytes(data[low : int(payloads.max()) + JOIN])
+        payloads = payloads - low
+    pieces = [
+        source[at:end]
+        for at, end in zip(payloads.tolist(), (payloads + captured).tolist(), strict=True)
+    ]
     segments: list[Segment] = []
     add = segments.append
-    for start, stop in zip(starts, stops, strict=True):
-        key = key_of[start]
+    for run, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+        key, sequence, ack, lost_before = key_of[run], sequence_of[run], ack_of[run], lost_of[run]
         flow_id = key >> 1
         direction = sent.get(flow_id, _TO_SERVER)
         if key & 1:
-            direction = direction.opposite
-        last = stop - 1
-        at, size = payload_of[start], captured_of[start]
-        if last == start:
-            if size:
-                piece: bytes | memoryview = data[at : at + size]
-                add(Segment(flow_id, direction, sequence_of[start], piece, time_of[start],
-                            (), (), 0, ack_of[start], lost_of[start]))  # fmt: skip
-            if size < length_of[start]:
-                add(Segment(flow_id, direction, (sequence_of[start] + size) & 0xFFFFFFFF, b"",
-                            time_of[start], (), (), length_of[start] - size, ack_of[start],
-                            lost_of[start]))  # fmt: skip
-            continue
-        ends = list(accumulate(length_of[start:stop]))
-        if size:
-            joined = b"".join(
-                [
-                    data[at : at + size]
-                    for at, size in zip(
-                        payload_of[start:stop], captured_of[start:stop], strict=True
-                    )
-                ]
-            )
-            left = ends[-1] - len(joined)  # only the last record of a run may be cut
-            if left:
-                ends[-1] = len(joined)
-            add(Segment(flow_id, direction, sequence_of[start], joined, time_of[last], ends,
-                        time_of[start:stop], 0, ack_of[last], lost_of[last]))  # fmt: skip
-            if left:
-                add(Segment(flow_id, direction, (sequence_of[start] + len(joined)) & 0xFFFFFFFF,
-                            b"", time_of[last], (), (), left, ack_of[last],
-                            lost_of[last]))  # fmt: skip
+            direction = _TO_SERVER if direction else _TO_CLIENT
+        time_ns = time_of[stop - 1]
+        length = end_of[stop - 1]
+        ends: list[int] | tuple[()] = ()
+        times_ns: list[int] | tuple[()] = ()
+        if stop - start == 1:
+            piece, size = pieces[start], size_of[start]
         else:
-            add(Segment(flow_id, direction, sequence_of[start], b"", time_of[last], ends,
-                        time_of[start:stop], ends[-1], ack_of[last], lost_of[last]))  # fmt: skip
+            ends, times_ns = end_of[start:stop], time_of[start:stop]
+            if not size_of[start]:  # counted, all of them
+                add(Segment(flow_id, direction, sequence, b"", time_ns, ends, times_ns, length,
+                            ack, lost_before))  # fmt: skip
+                continue
+            piece = b"".join(pieces[start:stop])
+            size = len(piece)
+        if size:
+            if ends and size < length:  # only the last record of a run may be cut
+                ends[-1] = size
+            add(Segment(flow_id, direction, sequence, piece, time_ns, ends, times_ns, 0, ack,
+                        lost_before))  # fmt: skip
+        if size < length:
+            add(Segment(flow_id, direction, (sequence + size) & 0xFFFFFFFF, b"", time_ns, (), (),
+                        length - size, ack, lost_before))  # fmt: skip
     return segments

@@ -4,12 +4,14 @@ import ctypes
 import os
 import re
 import struct
+from hashlib import blake2b
 from typing import NamedTuple
 
 from streamtap.errors import KernelUnsupported, PermissionMissing
 
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # the same number on every architecture
 _FSCONFIG_CREATE = 6
+_HOST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO
 _HANDLE_KERNFS = 0xFE  # FILEID_KERNFS: a cgroup is found by its id
 
 
@@ -63,7 +65,12 @@ class Cgroups:
         mounted = find_mount("cgroup2")
         self.private = mounted is None
         if mounted is None:
-            self.fd = _mount_cgroup2()
+            # Opened again: through the descriptor of a mount itself nothing is found by its id.
+            mount = _mount_cgroup2()
+            try:
+                self.fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+            finally:
+                os.close(mount)
             self.root = f"/proc/self/fd/{self.fd}"
         else:
             self.fd = os.open(mounted, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -130,6 +137,24 @@ def _mount_cgroup2() -> int:
         return call("fsmount", _FSMOUNT, context, 1, 0)
     finally:
         os.close(context)
+
+
+def in_host_pid_namespace() -> bool:
+    """Whether process numbers here are those that the kernel's own hooks see."""
+    return os.stat("/proc/self/ns/pid").st_ino == _HOST_PID_NAMESPACE
+
+
+def host_key() -> bytes | None:
+    """16 bytes that stay the same on this host and tell nothing of it, made from machine-id(5) as
+    its manual asks; None where the host has none."""
+    try:
+        with open("/etc/machine-id", "rb") as file:
+            machine = file.read(64).strip()
+    except OSError:
+        return None
+    if len(machine) != 32:
+        return None
+    return blake2b(b"names in records", key=machine, digest_size=16).digest()
 
 
 class ProcessText(NamedTuple):

@@ -151,6 +151,7 @@ PROCESS = np.dtype(
         ("inherited", "<u8"),
         ("own", "<u8"),
         ("candidates", "<u8"),
+        ("scripts", "<u8"),
         ("flags", "<u4"),
         ("reserved", "<u4"),
     ]
@@ -191,6 +192,9 @@ FLOW_LISTING = np.dtype(
         ("captured", "<u8", (2,)),
         ("lost", "<u8", (2,)),
         ("totals", "<u8", (2,)),
+        ("range_sequence", "<u4", (2,)),
+        ("range_length", "<u4", (2,)),
+        ("lost_segments", "<u4", (2,)),
         ("state", "<u4"),
         ("mode", "<u4"),
     ]

@@ -35,6 +35,7 @@ Item = Opened | Segment | Closed
 
 SPAN_BYTES = 2 << 20  # read at a time: the space goes back to the kernel this often
 ACTIVE_S = 0.015  # longer than the callouts' pause between wake-ups: a late record is not missed
+LINGER_BYTES = 64 << 10  # fewer that came meanwhile wait for the next wake-up, or ACTIVE_S
 IDLE_S = 0.5
 REMEMBERED = 16_384  # processes: what they are called, and whether they match
 FOREIGN = 64  # flows found to be out of scope: the callouts drop them at their next segment
@@ -85,7 +86,7 @@ class LiveSource:
     Segments may be views of the ring: they are valid until the next `poll`.
     judge: which of a candidate's filters it does match, as a mask.
     names: the filters' names by bit.
-    unseen_control: set when the control ring was full and openings were lost.
+    given_ns: everything older than this (Unix time) has been given.
     """
 
     def __init__(
@@ -114,8 +115,10 @@ class LiveSource:
         self._clock_ns = 0
         self._clock_due = 0.0
         self._active = True
+        self._control_lost = 0
         self.orphans_lost = 0
         self.records = 0
+        self.given_ns = 0
 
     def fileno(self) -> int:
         return self._epoll.fileno()
@@ -123,10 +126,13 @@ class LiveSource:
     def poll(self, timeout_s: float = IDLE_S) -> list[Item]:
         """Waits at most `timeout_s` for records; then everything that came, in order per flow:
         openings first, closings last."""
-        self._data.release()
-        if not self._closing and self._data.position >= self._data.produced:
-            # Soon after records there may be more that woke nobody.
-            wait_s = min(timeout_s, ACTIVE_S) if self._active else timeout_s
+        data = self._data
+        data.release()
+        unread = data.produced - data.position
+        if not self._closing and unread < min(LINGER_BYTES, data.size // 16):
+            # Soon after records there may be more that woke nobody. The few that came while we
+            # were busy wait for company: a batch costs as much as a hundred records.
+            wait_s = min(timeout_s, ACTIVE_S) if self._active or unread else timeout_s
             self._epoll.poll(wait_s)
         items = self.drain()
         self._active = bool(items)
@@ -134,14 +140,19 @@ class LiveSource:
 
     def drain(self) -> list[Item]:
         """What the rings hold now, at most a span of it."""
-        self._read_clock()
+        due = self._read_clock()
         data = self._data
+        now_ns = time.time_ns()
         before_control = data.produced
         items, self._early = self._early, []
         self._read_control(items)
+        if due:
+            self._make_up(items)
         self._read_segments(before_control, items)
         while self._closing and data.position >= self._closing[0][0]:
             self._close(self._closing.popleft()[1], items)
+        if not self._closing and data.position >= before_control:
+            self.given_ns = now_ns
         return items
 
     def drain_control(self) -> None:
@@ -158,11 +169,14 @@ class LiveSource:
             and self._control.position >= self._control.produced
         )
 
-    def _read_clock(self) -> None:
+    def _read_clock(self) -> bool:
+        """True at most once in `CLOCK_S`: the time to look after other things too."""
         now = time.monotonic()
-        if now >= self._clock_due:
-            self._clock_due = now + CLOCK_S
-            self._clock_ns = time.time_ns() - time.monotonic_ns()
+        if now < self._clock_due:
+            return False
+        self._clock_due = now + CLOCK_S
+        self._clock_ns = time.time_ns() - time.monotonic_ns()
+        return True
 
     # --- the control ring ------------------------------------------------------------------------
 
@@ -179,6 +193,24 @@ class LiveSource:
                 self._meet(_process_row.read(record), kind)
             record.release()
         ring.release()
+
+    def _make_up(self, items: list[Item]) -> None:
+        """Where the control ring had no room for openings and closings: make them up from the
+        kernel's list of the connections that are marked."""
+        lost = self._callouts.counters()["control_lost"]
+        if lost == self._control_lost:
+            return
+        self._control_lost = lost
+        open_now = set()
+        for row in self._callouts.list_flows():
+            record = _opened_row.read(row["opened"].tobytes())
+            open_now.add(record["flow_id"])
+            if record["flow_id"] not in self._known and record["flow_id"] not in self._foreign:
+                self._open(record, items)
+        self._read_control(items)  # what ended meanwhile is told there
+        closing = {record["flow_id"] for _, record in self._closing}
+        for flow_id in self._known.keys() - open_now - closing:
+            self._closing.append((self._data.produced, {"flow_id": flow_id}))
 
     def _meet(self, record: dict[str, Any], kind: int) -> None:
         process_id = record["process_id"]
@@ -253,7 +285,7 @@ class LiveSource:
         )
 
     def _close(self, record: dict[str, Any], items: list[Item]) -> None:
-        flow_id, time_ns = record["flow_id"], record["time_ns"] + self._clock_ns
+        flow_id = record["flow_id"]
         known = self._known.pop(flow_id, None)
         self._sent.pop(flow_id, None)
         if known is None:
@@ -261,31 +293,20 @@ class LiveSource:
             return
         if self._passive.get(known.ends) == flow_id:
             del self._passive[known.ends]
-        items += [
-            Segment(
-                flow_id,
-                known.sent if side == 0 else known.sent.opposite,
-                record["range_sequence"][side],
-                b"",
-                time_ns,
-                counted=record["range_length"][side],
-                lost=record["lost_segments"][side],
-            )
-            for side in (0, 1)
-            if record["range_length"][side]
-        ]
-        sent, received = kernel_totals(record, known.passed)
+        if "flags" not in record:  # made up: nobody told how it ended
+            items.append(Closed(flow_id, time.time_ns(), "end"))
+            return
+        time_ns = record["time_ns"] + self._clock_ns
+        items += _ranges(flow_id, known, record, time_ns)
         flags = record["flags"]
         finished = flags & FlowFlag.FIN_SENT and flags & FlowFlag.FIN_RECEIVED
-        totals = (sent, received) if known.sent is Direction.TO_SERVER else (received, sent)
-        lost = record["lost_segments"]
         items.append(
             Closed(
                 flow_id,
                 time_ns,
                 "fin" if finished else "rst",
-                totals,
-                lost if known.sent is Direction.TO_SERVER else (lost[1], lost[0]),
+                _by_direction(known, kernel_totals(record, known.passed)),
+                _by_direction(known, record["lost_segments"]),
             )
         )
 
@@ -293,18 +314,16 @@ class LiveSource:
 
     def _read_segments(self, until: int, items: list[Item]) -> None:
         ring = self._data
-        found = ring.read(until, SPAN_BYTES)
-        if not found:
+        offsets = ring.find(until, SPAN_BYTES)
+        if not len(offsets):
             return
-        self.records += len(found)
-        offsets = np.array([at for at, _ in found], np.int64)
+        self.records += len(offsets)
         records = headers_at(ring.words, offsets)
         payloads = offsets + SEGMENT_RECORD.itemsize
         orphans = records["kind"] != RecordKind.SEGMENT
         if orphans.any():
-            for index in np.flatnonzero(orphans).tolist():
-                at, length = found[index]
-                self._take_orphan(ring.data[at : at + length], items)
+            for at in offsets[orphans].tolist():
+                self._take_orphan(ring.data[at : at + ring.length_at(at)], items)
             records, payloads = records[~orphans], payloads[~orphans]
         if self._foreign:
             mine = ~np.isin(records["flow_id"], list(self._foreign))
@@ -342,26 +361,56 @@ class LiveSource:
 
     # --- the end ---------------------------------------------------------------------------------
 
-    def finish(self) -> list[Closed]:
-        """Closings, with the kernel's totals, for the flows that are still open; to be asked for
-        before the last drain, and handled after it."""
-        now_ns = time.time_ns()
-        totals = {
-            int(row["opened"]["flow_id"]): (int(row["totals"][0]), int(row["totals"][1]))
+    def standing(self) -> dict[int, dict[str, Any]]:
+        """How the connections that are open stand, by flow; to be asked for before the last drain,
+        and given to `finish` after it."""
+        names = ("totals", "range_sequence", "range_length", "lost_segments")
+        return {
+            int(row["opened"]["flow_id"]): {name: tuple(row[name].tolist()) for name in names}
             for row in self._callouts.list_flows()
         }
-        closings = []
+
+    def finish(self, standing: Mapping[int, dict[str, Any]]) -> list[Item]:
+        """Closings for the flows that are still open, with the kernel's totals; before each, what
+        was counted of it and not told yet."""
+        now_ns = time.time_ns()
+        items: list[Item] = []
         for flow_id, known in self._known.items():
-            sent_received = totals.get(flow_id)
-            if sent_received and known.sent is Direction.TO_CLIENT:
-                sent_received = (sent_received[1], sent_received[0])
-            closings.append(Closed(flow_id, now_ns, "end", sent_received))
-        return closings
+            row = standing.get(flow_id)
+            if row is None:
+                items.append(Closed(flow_id, now_ns, "end"))
+                continue
+            items += _ranges(flow_id, known, row, now_ns)
+            totals, lost = (_by_direction(known, row[name]) for name in ("totals", "lost_segments"))
+            items.append(Closed(flow_id, now_ns, "end", totals, lost))
+        return items
 
     def close(self) -> None:
         self._epoll.close()
         self._data.close()
         self._control.close()
+
+
+def _by_direction(known: _Known, sent_received: tuple[int, int]) -> tuple[int, int]:
+    sent, received = sent_received
+    return (sent, received) if known.sent is Direction.TO_SERVER else (received, sent)
+
+
+def _ranges(flow_id: int, known: _Known, record: dict[str, Any], time_ns: int) -> list[Segment]:
+    """The counted ranges that grow in the flow's context still."""
+    return [
+        Segment(
+            flow_id,
+            known.sent if side == 0 else known.sent.opposite,
+            record["range_sequence"][side],
+            b"",
+            time_ns,
+            counted=record["range_length"][side],
+            lost=record["lost_segments"][side],
+        )
+        for side in (0, 1)
+        if record["range_length"][side]
+    ]
 
 
 def kernel_totals(record: dict[str, Any], passed: tuple[int, int]) -> tuple[int, int]:

@@ -29,9 +29,10 @@ class _Burst:
         "protocol",
     )
 
-    def __init__(
+    def begin(
         self, protocol: str, direction: Direction, time_ns: int, offset: int, length: int, size: int
     ) -> None:
+        """Start anew; in a chat every message does, so the object stays."""
         self.protocol = protocol
         self.direction = direction
         self.began_ns = time_ns
@@ -79,11 +80,14 @@ class Bursts:
                 burst.last_ns = time_ns
             ended = NOTHING
         else:
-            ended = NOTHING if burst is None else (_meaning(flow_id, burst),)
-            burst = _Burst(protocol, direction, time_ns, offset, length, size)
             if not self._open or time_ns + PAUSE_NS < self._due_ns:
                 self._due_ns = time_ns + PAUSE_NS
-            self._open[flow_id] = burst
+            if burst is None:
+                ended = NOTHING
+                burst = self._open[flow_id] = _Burst()
+            else:
+                ended = (_meaning(flow_id, burst),)
+            burst.begin(protocol, direction, time_ns, offset, length, size)
         if data is not None:
             if burst.content is None:
                 burst.content = bytearray()

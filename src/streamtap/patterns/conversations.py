@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from streamtap.events import Event
 from streamtap.model import Content, Direction, Flow
 from streamtap.patterns.bursts import NOTHING, Bursts
-from streamtap.patterns.chunks import Chunks
 from streamtap.patterns.http import data_of
 from streamtap.patterns.links import Links
 from streamtap.patterns.model import Meaning
-from streamtap.patterns.msnp import MsnpFlow
+from streamtap.patterns.msnp import Chunks, MsnpFlow
 from streamtap.protocols.http import HttpBody, HttpRequest, HttpResponse, HttpTunnel
 from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket
 from streamtap.protocols.opaque import OpaqueData

@@ -35,17 +35,21 @@ class Connect(Pattern, frozen=True, kw_only=True, tag="im.connect"):
 
 
 class SignIn(Pattern, frozen=True, kw_only=True, tag="im.sign_in"):
+    """An account signed in to the service; display_name: what it is shown as."""
+
     account: str
     display_name: str | None = None
 
 
 class SignOut(Pattern, frozen=True, kw_only=True, tag="im.sign_out"):
+    """An account left the service; reason: why, as far as it was seen."""
+
     account: str | None
     reason: str | None = None
 
 
 class Presence(Pattern, frozen=True, kw_only=True, tag="im.presence"):
-    """status: online busy idle away brb phone lunch invisible offline."""
+    """Somebody's state; status: online busy idle away brb phone lunch invisible offline."""
 
     account: str
     status: str
@@ -63,27 +67,36 @@ class Contacts(Pattern, frozen=True, kw_only=True, tag="im.contacts"):
 
 
 class Redirect(Pattern, frozen=True, kw_only=True, tag="im.redirect"):
+    """The service sends the client to another server; to: its host:port."""
+
     to: str
     service: str
 
 
 class Invite(Pattern, frozen=True, kw_only=True, tag="im.invite"):
+    """An account is asked into a conversation; by: who asks."""
+
     account: str
     by: str | None
 
 
 class Join(Pattern, frozen=True, kw_only=True, tag="im.join"):
+    """An account came into a conversation; participants: who is in it now."""
+
     account: str
     participants: tuple[str, ...]
 
 
 class Leave(Pattern, frozen=True, kw_only=True, tag="im.leave"):
+    """An account left a conversation; participants: who is still in it."""
+
     account: str
     participants: tuple[str, ...]
 
 
 class Message(Pattern, frozen=True, kw_only=True, tag="im.message"):
-    """size: bytes of the body; content: its text, only with `--content full`."""
+    """A message between people; kind: text typing nudge emoticon wink ink voice datacast control
+    other; size: bytes of the body; content: its text, only with `--content full`."""
 
     sender: str | None
     recipients: tuple[str, ...]
@@ -94,7 +107,8 @@ class Message(Pattern, frozen=True, kw_only=True, tag="im.message"):
 
 
 class File(Pattern, frozen=True, kw_only=True, tag="im.file"):
-    """action: offer accept decline cancel progress complete; sizes are bytes."""
+    """A file transfer; action: offer accept decline cancel progress complete; size, transferred:
+    bytes of the file, and how many of them have passed."""
 
     action: str
     sender: str | None
@@ -105,6 +119,9 @@ class File(Pattern, frozen=True, kw_only=True, tag="im.file"):
 
 
 class Media(Pattern, frozen=True, kw_only=True, tag="im.media"):
+    """A picture, call or game; action: as in `im.file`; kind: display_picture webcam voice_call
+    video_call whiteboard game emoticon other."""
+
     action: str
     kind: str
     sender: str | None
@@ -120,6 +137,8 @@ class Direct(Pattern, frozen=True, kw_only=True, tag="im.direct"):
 
 
 class Error(Pattern, frozen=True, kw_only=True, tag="im.error"):
+    """The service refused a command; code: its number; name: what that number means."""
+
     code: int
     name: str | None = None
     command: str | None = None

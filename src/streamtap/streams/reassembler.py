@@ -88,7 +88,7 @@ class Reassembler:
         self._acked = offset  # everything below it has reached the peer
         self._lost = 0
         self._unexplained = False  # segments were lost, and no hole has shown where
-        self._recent = b""  # the bytes that end at `offset`
+        self._recent = bytearray()  # the bytes that end at `offset`
         self._held: list[_Piece] = []
 
     @property
@@ -115,12 +115,10 @@ class Reassembler:
         self._sequence = advance(segment.sequence, length)
         if segment.counted or data is None:
             self.counted += length
-            self._recent = b""
+            self._recent.clear()
             data = None
-        elif length < REMEMBERED:
-            self._recent = (self._recent + data)[-REMEMBERED:]
         else:
-            self._recent = bytes(data[-REMEMBERED:])
+            self._remember(data)
         if segment.ends:
             return (Chunk(start, data, [start + at for at in segment.ends], segment.times_ns),)
         return (Chunk(start, data, (end,), (segment.time_ns,)),)
@@ -233,7 +231,12 @@ class Reassembler:
         return fresh
 
     def _compare(
-        self, segment: Segment, start: int, other: int, known: bytes, out: list[StreamItem]
+        self,
+        segment: Segment,
+        start: int,
+        other: int,
+        known: bytes | bytearray,
+        out: list[StreamItem],
     ) -> None:
         """Report where the segment at `start` differs from `known`, the bytes at `other`."""
         first = max(start, other)
@@ -311,11 +314,20 @@ class Reassembler:
     ) -> None:
         if data is None:
             self.counted += end - start
-            self._recent = b""
+            self._recent.clear()
         else:
-            self._recent = (self._recent + data[-REMEMBERED:])[-REMEMBERED:]
+            self._remember(data)
         out.append(Chunk(start, data, ends, times_ns))
         self._move_to(end)
+
+    def _remember(self, data: bytes | memoryview) -> None:
+        recent = self._recent
+        if len(data) >= REMEMBERED:
+            recent[:] = data[-REMEMBERED:]
+            return
+        recent += data
+        if len(recent) > 2 * REMEMBERED:  # rarely: the cut costs more than the copy
+            del recent[:-REMEMBERED]
 
     def _give_up(self, end: int, cause: str, time_ns: int, out: list[StreamItem]) -> None:
         """The bytes up to `end` will not come."""
@@ -327,7 +339,7 @@ class Reassembler:
             ranges[-1] = (ranges[-1][0], ranges[-1][1] + length)
         elif len(ranges) < RANGES:
             ranges.append((self.offset, length))
-        self._recent = b""
+        self._recent.clear()
         self._move_to(end)
 
     def _move_to(self, offset: int) -> None:

@@ -157,10 +157,13 @@ def _closed(fields: Fields) -> Words:
         "removed": "left the scope",
         "end": "still open at the end",
     }.get(reason, reason)
-    sent, received = fields.amount("sent", "0 bytes"), fields.amount("received", "0 bytes")
+    sent_counted = fields.number("sent_counted") or 0
+    received_counted = fields.number("received_counted") or 0
+    sent = size((fields.number("sent") or 0) + sent_counted)
+    received = size((fields.number("received") or 0) + received_counted)
     parts = [f"sent {sent}, received {received}"]
-    if uncopied := (fields.number("sent_counted") or 0) + (fields.number("received_counted") or 0):
-        parts.append(f"{size(uncopied)} more only counted")
+    if uncopied := sent_counted + received_counted:
+        parts[0] += f" ({size(uncopied)} counted, not copied)"
     if missing := fields.number("missing"):
         where = fields.ranges("missing_ranges")
         parts.append(f"{size(missing)} missing" + (f" at {where}" if where else ""))

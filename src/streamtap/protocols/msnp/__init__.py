@@ -1,7 +1,8 @@
 """MSNP2 … MSNP21: notification and switchboard connections, and clients' direct connections.
 
-events: what is told; `commands`: the tables; `framing`: bytes to commands; `secrets`: credentials
-out; `p2p`: packets and MSNSLP inside messages; `direct`: connections between clients.
+events: what is told; `commands`: the tables; `framing`: bytes to commands; `seek`: the way back
+into a stream; `secrets`: credentials out; `p2p`: packets and MSNSLP; `carried`: those inside
+messages; `direct`: connections between clients.
 """
 
 from streamtap.protocols.msnp.events import MsnpCommand, MsnpDirect, MsnpPacket, Slp

@@ -6,6 +6,7 @@ transaction id and payload length included.
 """
 
 from streamtap.model import Direction
+from streamtap.protocols._base import Limits
 
 
 def _words(text: str) -> frozenset[str]:
@@ -139,3 +140,14 @@ def plausible(direction: Direction, words: list[str]) -> bool:
     if verb.isdigit():
         return len(args) <= 2 and all(map(is_number, args))
     return is_number(first)
+
+
+def begins_command(forms: Forms, data: bytes, at: int) -> bool:
+    """Whether a known command begins at `at`."""
+    head = data[at : at + 4]
+    return len(head) == 4 and head[3] in b" \r\n" and str(head[:3], "latin-1") in forms
+
+
+def longest_payload(verb: str, limits: Limits) -> int:
+    """Bytes past which a payload length is taken for garbage."""
+    return min(MESSAGE_PAYLOAD, limits.payload) if verb == "MSG" else limits.payload

@@ -2,43 +2,34 @@
 
 In step, the loop cuts lines, looks the form up (direction, verb, number of arguments) and takes the
 payload by count; nothing looks inside it before it is whole. Out of step (a start in mid-stream, a
-gap, garbage) every line, and every line's end, is a candidate for a command; one is taken only if
-it looks right, its payload begins as it should, and what follows is a command again. A candidate
-with such a payload that stands right at the first byte after a start or gap needs no follower.
-All decisions depend on stream positions only, never on how the bytes were cut.
+gap, garbage) a `Search` finds the way back. All decisions depend on stream positions only, never on
+how the bytes were cut.
 """
 
 import re
-from collections.abc import Iterator
 from enum import Enum
 
 from streamtap.events import Event, Malformed, Skipped
 from streamtap.model import Direction
 from streamtap.protocols._base import Limits
+from streamtap.protocols.msnp.carried import HEAD, PEER_TO_PEER, Carried
 from streamtap.protocols.msnp.commands import (
     DOUBTFUL,
     FORMS,
-    MESSAGE_PAYLOAD,
     NO_TRANSACTION,
-    OPENING,
-    OPENINGS,
+    begins_command,
     is_number,
-    plausible,
+    longest_payload,
 )
 from streamtap.protocols.msnp.events import MsnpCommand
-from streamtap.protocols.msnp.p2p import Packets, decode
 from streamtap.protocols.msnp.secrets import ARGUMENTS, redact_arguments, redact_payload
+from streamtap.protocols.msnp.seek import Outcome, Search
 
 # Most messages; there are no credentials in them.
 HARMLESS = (
     b"MIME-Version: 1.0\r\nContent-Type: text/plain",
     b"MIME-Version: 1.0\r\nContent-Type: text/x-msmsgscontrol",
 )
-PEER_TO_PEER = b"x-msnmsgrp2p"
-SEARCH = 256 * 1024  # bytes without a command after which a direction is not MSNP
-WINDOW = 64 * 1024  # longest payload of a candidate
-SUFFIX = 2 * 1024  # longest command that may be found at the end of a line
-YES, NO = -1, 0
 MIDSTREAM = "joined in mid-stream"
 LOST = "bytes were lost"
 TRUNCATED = "rest of a payload of which bytes were lost"
@@ -47,9 +38,6 @@ FAILED_LOCKS = 3
 LOCKED = 4  # commands in a row after which a lock has held
 
 _UNKNOWN = re.compile(r"[A-Z]{3}\Z")
-_INSIDE = {2: (b"NFY", b"SDG", b"UBX"), 3: (b"MSG", b"UBX")}  # arguments -> verbs
-_P2P_TYPE = re.compile(rb"(?im)^Content-Type:[ \t]*application/x-msnmsgrp2p")
-_P2P_NAMES = re.compile(rb"(?im)^P2P-(Dest|Src):[ \t]*([^\r\n;]*)(;?)")
 
 
 class _State(Enum):
@@ -62,22 +50,20 @@ class CommandStream:
     """One direction of a notification, dispatch or switchboard connection."""
 
     __slots__ = (
+        "_carried",
         "_direction",
         "_drop",
         "_forms",
-        "_fresh",
         "_held",
         "_limits",
         "_locks",
-        "_midline",
         "_need",
         "_offset",
-        "_packets",
         "_pending",
         "_reason",
         "_run",
-        "_scanned",
         "_secrets",
+        "_sought",
         "_start",
         "_state",
         "_unknown",
@@ -89,7 +75,7 @@ class CommandStream:
         self._limits = limits
         self._forms = FORMS[direction]
         self._secrets = ARGUMENTS[direction]
-        self._packets = Packets()
+        self._carried = Carried(direction)
         self._held = bytearray()  # from stream offset _offset on
         self._offset = 0
         self._need = 0  # bytes held before looking again is of use
@@ -101,17 +87,15 @@ class CommandStream:
         self._locks = 0  # locks that did not hold
         self._version = 0  # of MSNP; 0 unknown
         self._start = 0  # where the bytes being skipped began
-        self._fresh = -1  # offset of the first byte after a start or gap
-        self._scanned = 0  # bytes held in which no line ends
-        self._midline = False  # the first byte held is not the first of its line
         self._reason = ""
+        self._sought = Search(direction, limits, 0, -1)
         if midstream:
             self._seek(0, MIDSTREAM, fresh=0)
 
     @property
     def held(self) -> int:
         """Bytes stored now."""
-        return len(self._held) + self._packets.held
+        return len(self._held) + self._carried.held
 
     # -- what arrives
 
@@ -205,7 +189,7 @@ class CommandStream:
         verb = words[0]
         transaction, args = self._arguments(verb, words[:-1])
         kept = data[line:]
-        if verb == "MSG" and PEER_TO_PEER in kept[:512]:
+        if verb == "MSG" and PEER_TO_PEER in kept[:HEAD]:
             kept = kept.partition(b"\r\n\r\n")[0]
         events.append(
             MsnpCommand(
@@ -286,7 +270,7 @@ class CommandStream:
                             length = 0
                     if length:
                         words.pop()
-                        if length > self._longest_payload(verb):
+                        if length > longest_payload(verb, self._limits):
                             return self._lose(position, "payload too long", before, events)
                         if stop + length > size:
                             self._pending = stop - position, length
@@ -298,8 +282,8 @@ class CommandStream:
                         words.pop()
             transaction, args = self._arguments(verb, words)
             if payload and not payload.startswith(HARMLESS):
-                if verb == "MSG" and PEER_TO_PEER in payload[:512]:
-                    packet = self._packet(base + position, stop - position, args, payload)
+                if verb == "MSG" and PEER_TO_PEER in payload[:HEAD]:
+                    packet = self._carried.split(base + stop, args, payload)
                     if packet is not None:
                         head, event = packet
                         events.append(
@@ -352,43 +336,13 @@ class CommandStream:
             return int(args[0]), args[1:]
         return None, args
 
-    def _longest_payload(self, verb: str) -> int:
-        return min(MESSAGE_PAYLOAD, self._limits.payload) if verb == "MSG" else self._limits.payload
-
     def _believed(self, verb: str, data: bytes, stop: int, length: int) -> bool | None:
         """Whether a doubtful number is a payload length; None where more bytes are needed."""
         if verb != "GET" and 0 < self._version < 13:
             return False
         if len(data) < stop + min(length, 4):
             return None
-        return not self._begins_command(data, stop)
-
-    def _begins_command(self, data: bytes, at: int) -> bool:
-        head = data[at : at + 4]
-        return len(head) == 4 and head[3] in b" \r\n" and str(head[:3], "latin-1") in self._forms
-
-    def _packet(
-        self, offset: int, length: int, args: list[str], payload: bytes
-    ) -> tuple[bytes, Event] | None:
-        """MIME header and packet of a peer-to-peer message, or None if it is none."""
-        head, empty, body = payload.partition(b"\r\n\r\n")
-        if not _P2P_TYPE.search(head):
-            return None
-        names = {kind.lower(): (name, more) for kind, name, more in _P2P_NAMES.findall(head)}
-        endpoints = b"src" in names or bool(names.get(b"dest", (b"", b""))[1])
-        raw = decode(body, footer=True, endpoints=endpoints) if empty else None
-        if raw is None:
-            return None
-        recipient = str(names.get(b"dest", (b"", b""))[0].strip(), "utf-8", "backslashreplace")
-        received = self._direction is Direction.TO_CLIENT and args
-        event = self._packets.event(
-            raw,
-            offset=offset + length - len(body),
-            length=len(body),
-            sender=args[0].partition(";")[0].lower() if received else None,
-            recipient=recipient.lower() or None,
-        )
-        return redact_payload("MSG", args, head + empty), event
+        return not begins_command(self._forms, data, stop)
 
     # -- out of step
 
@@ -406,114 +360,23 @@ class CommandStream:
         """Out of step: bytes from `start` on are skipped until a command is found."""
         self._state = _State.SEEK
         self._start = start
-        self._fresh = fresh
         self._reason = reason
+        self._sought = Search(self._direction, self._limits, start, fresh)
         self._held.clear()
         self._pending = None
         self._need = 0
         self._unknown = 0
-        self._scanned = 0
-        self._midline = False
 
     def _search(self, data: bytes, events: list[Event], *, ended: bool) -> int:
         """Looks for a command in `data`; returns the bytes that need not be looked at again."""
-        line = 0
-        self._need = 0
-        while True:
-            end = data.find(b"\n", max(line, self._scanned))
-            self._scanned = 0
-            if end < 0:
-                break
-            for at in self._candidates(data, line, end):
-                verdict = self._weigh(data, at, end, ended=ended)
-                if verdict == YES:
-                    return self._lock(at, events)
-                if verdict:
-                    self._need = verdict - line
-                    return line
-            line = end + 1
-            self._midline = False
-            if self._offset + line - self._start > SEARCH:
-                self._give_up(events)
-                return len(data)
-        rest = len(data) - line
-        if self._offset + len(data) - self._start > SEARCH + self._limits.line:
+        outcome, taken, self._need = self._sought.look(data, self._offset, ended=ended)
+        if outcome is Outcome.FOUND:
+            self._skip(self._offset + taken, events)
+            self._state = _State.STEP
+            self._run = 0
+        elif outcome is Outcome.NONE:
             self._give_up(events)
-            return len(data)
-        if rest > self._limits.line:  # too long for a command that begins the line
-            self._midline = True
-            line = len(data) - min(rest, 2 * SUFFIX)
-            rest = len(data) - line
-        self._scanned = rest
-        self._need = rest + 1
-        return line
-
-    def _candidates(self, data: bytes, line: int, end: int) -> Iterator[int]:
-        """Where in the line that ends at `end` a command may begin."""
-        if not self._midline and end - line <= self._limits.line:
-            yield line
-        low = max(line, end - SUFFIX)
-        text = data[low:end].rstrip(b"\r")
-        if not text[-1:].isdigit():  # only a payload makes a command begin inside a line
-            return
-        for count in (2, 3):
-            parts = text.rsplit(b" ", count)
-            at = low + len(parts[0]) - 3
-            if len(parts) > count and parts[0][-3:] in _INSIDE[count] and at > line:
-                yield at
-
-    def _weigh(self, data: bytes, at: int, end: int, *, ended: bool) -> int:
-        """YES, NO, or the length of `data` that it takes to decide on the command at `at`."""
-        offset = self._offset + at
-        if offset - self._start > SEARCH or (offset == self._start and offset != self._fresh):
-            return NO
-        words = str(data[at:end].rstrip(b"\r "), "utf-8", "backslashreplace").split(" ")
-        verb = words[0]
-        counts = self._forms.get(verb)
-        if counts is None or not plausible(self._direction, words):
-            return NO
-        stop = end + 1
-        strong = False
-        last = words[-1]
-        if len(words) - 1 in counts and is_number(last) and verb not in DOUBTFUL:
-            length = int(last)
-            if length > min(WINDOW, self._longest_payload(verb)):
-                return NO
-            if length and verb in OPENINGS:
-                opening = data[stop : stop + min(length, OPENING)].lower()
-                if not any(map(opening.startswith, OPENINGS[verb])):
-                    complete = len(opening) == min(length, OPENING)
-                    possible = any(known.startswith(opening) for known in OPENINGS[verb])
-                    return NO if ended or complete or not possible else len(data) + 1
-                strong = True
-            stop += length
-            if len(data) < stop:
-                return NO if ended else stop
-        if strong and offset == self._fresh:
-            return YES
-        if ended and len(data) == stop:
-            return YES
-        if len(data) < stop + 4:
-            return NO if ended else stop + 4
-        if not self._begins_command(data, stop):
-            return NO
-        if strong:
-            return YES
-        following = data.find(b"\n", stop, stop + self._limits.line)
-        if following < 0:
-            if ended or len(data) >= stop + self._limits.line:
-                return NO
-            return len(data) + 1
-        second = str(data[stop:following].rstrip(b"\r "), "utf-8", "backslashreplace").split(" ")
-        return YES if plausible(self._direction, second) else NO
-
-    def _lock(self, at: int, events: list[Event]) -> int:
-        """In step again at `at`."""
-        self._skip(self._offset + at, events)
-        self._state = _State.STEP
-        self._run = 0
-        self._need = 0
-        return at
+        return taken
 
     def _give_up(self, events: list[Event]) -> None:
         events.append(Malformed(offset=self._start, length=0, reason=NOT_MSNP))

@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from streamtap.patterns.mime import HEAD, fields_of
+from streamtap.patterns.msnp.mime import HEAD, fields_of
 from streamtap.protocols.msnp.commands import is_number
 
 STATUS = {

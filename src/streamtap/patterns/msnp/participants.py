@@ -1,6 +1,6 @@
 """Who takes part in a switchboard session, besides the user at the client's end of the flow."""
 
-from streamtap.patterns.msnp_words import ACCOUNT, ENDPOINT
+from streamtap.patterns.msnp.words import ACCOUNT, ENDPOINT
 
 PEOPLE = 1024  # of one session; more are not told apart
 ENDPOINTS = 64  # of one person

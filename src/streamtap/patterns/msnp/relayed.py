@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from streamtap.model import Content
-from streamtap.patterns.links import Links
-from streamtap.patterns.mime import Mime, parse_mime, shown_text
 from streamtap.patterns.model import CLIENT_CLIENT, Message, Pattern
-from streamtap.patterns.msnp_lists import presence
-from streamtap.patterns.msnp_words import account_of, roster_status, routed
+from streamtap.patterns.msnp.client import Client
+from streamtap.patterns.msnp.lists import presence
+from streamtap.patterns.msnp.mime import Mime, parse_mime, shown_text
+from streamtap.patterns.msnp.words import account_of, roster_status, routed
 from streamtap.protocols.msnp import MsnpCommand
 
 PEERS = 1024  # people whose endpoints are remembered of one flow
@@ -22,10 +22,10 @@ class Relayed:
 
     __slots__ = ("_content", "_endpoints", "_links", "_scope", "_status")
 
-    def __init__(self, scope: str, links: Links, content: Content) -> None:
-        self._scope = scope
-        self._links = links
-        self._content = content
+    def __init__(self, client: Client) -> None:
+        self._scope = client.scope
+        self._links = client.links
+        self._content = client.content
         self._endpoints: dict[str, set[str]] = {}  # where contacts are signed in
         self._status = ""  # own, as told last
 

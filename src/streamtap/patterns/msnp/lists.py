@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from streamtap.patterns.model import Contacts, Pattern, Presence
-from streamtap.patterns.msnp_words import (
+from streamtap.patterns.msnp.words import (
     LISTS,
     account_of,
     list_entries,

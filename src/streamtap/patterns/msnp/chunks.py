@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from streamtap.model import Direction
-from streamtap.patterns.mime import Mime
 from streamtap.patterns.model import CLIENT_CLIENT, Meaning, Message
+from streamtap.patterns.msnp.mime import Mime
 from streamtap.protocols.msnp import MsnpCommand
 
 PARTS = 1024

@@ -1,0 +1,87 @@
+"""The command line: `streamtap VERB …`, and `monitor` for `streamtap monitor`.
+
+Modules of verbs are imported when their verb is used, and what is heavy inside their `run`, so
+that help comes at once.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from streamtap.cli.parsing import VERBS, UsageError, find, help_text, parser_of, run_of, say
+from streamtap.errors import StreamtapError
+
+INTERRUPTED = 130  # 128 + SIGINT
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; its exit code."""
+    with contextlib.suppress(AttributeError):  # stdout is closed, or is not a text file
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _silence_stdout()
+        return 0
+    except UsageError as error:
+        return _complain(str(error), error.hint, 2)
+    except StreamtapError as error:
+        return _complain(str(error), error.hint, error.exit_code)
+    except ValueError as error:
+        return _complain(str(error), "", 2)
+    except OSError as error:
+        _silence_stdout()
+        return _complain(_told(error), "", 1)
+
+
+def main_monitor(argv: Sequence[str] | None = None) -> int:
+    """The command `monitor`: the verbs of streamtap too, for who knows them by that name."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and find(words[0]) is not None:
+        return main(words)
+    return main(["monitor", *words])
+
+
+def _run(argv: list[str]) -> int:
+    word = argv[0] if argv else ""
+    if word in ("-h", "--help"):
+        print(help_text())
+        return 0
+    if word == "--version":
+        from streamtap import __version__
+
+        print(f"streamtap {__version__}")
+        return 0
+    verb = find(word)
+    if verb is None:
+        what = f"no verb {word!r}" if word else "a verb is missing"
+        raise UsageError(f"{what}: there are {', '.join(one.name for one in VERBS)}")
+    try:
+        arguments = parser_of(verb).parse(argv[1:])
+    except SystemExit as leaving:  # --help
+        return int(leaving.code or 0)
+    return run_of(verb)(arguments)
+
+
+def _complain(message: str, hint: str, code: int) -> int:
+    say(f"streamtap: error: {message}" + (f"\nhint: {hint}" if hint else ""))
+    return code
+
+
+def _told(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def _silence_stdout() -> None:
+    """What is left in its buffer can't be written: it must not fail again when Python ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

@@ -1,0 +1,80 @@
+"""`monitor` and `demo`: their options. What they do is in `watching`."""
+
+import sys
+
+from streamtap.cli.options import (
+    SCOPES,
+    add_output,
+    add_scopes,
+    check_output,
+    check_scopes,
+    seconds,
+)
+from streamtap.cli.parsing import Arguments, Parser
+from streamtap.cli.signals import Stop
+
+PACE_S = 0.15  # of the demo: a person can follow
+_MONITOR = """
+Watches applications now, until interrupted (Ctrl-C), or until COMMAND has ended. Nothing is left
+behind. Records go to standard output, everything else to standard error. With -- COMMAND the
+command is started, and watched with its descendants from its first instruction; if monitoring
+ends first, it is ended too. Where our records have standard output, the command's output goes to
+standard error."""
+_DEMO = """
+Starts a small MSN server and two chat clients on loopback, each its own process, and watches them
+through the real callouts: sign-in, presence, messages, files, a direct connection, sign-out."""
+
+
+def monitor_options(parser: Parser) -> None:
+    parser.takes_command = True
+    parser.usage = "streamtap monitor [SCOPE...] [OPTION...] [-- COMMAND ARG...]"
+    parser.description = _MONITOR.strip()
+    parser.epilog = "example: streamtap monitor --json -- curl http://example.com/"
+    add_scopes(parser)
+    add_output(parser)
+
+
+def demo_options(parser: Parser) -> None:
+    parser.usage = "streamtap demo [--pace S] [OPTION...]"
+    parser.description = _DEMO.strip()
+    parser.add_argument(
+        "--pace",
+        type=seconds,
+        default=PACE_S,
+        metavar="S",
+        help=f"seconds between the steps (default {PACE_S})",
+    )
+    add_output(parser)
+    no_scopes: dict[str, object] = {name: [] for name, _, _ in SCOPES}
+    parser.set_defaults(paths=[], new_only=False, follow_forks=False, **no_scopes)
+
+
+def monitor(arguments: Arguments) -> int:
+    check_output(arguments)
+    check_scopes(arguments)
+    return _watch(arguments)
+
+
+def demo(arguments: Arguments) -> int:
+    check_output(arguments)
+    # -P: modules of the directory that it happens to be started in are not ours.
+    arguments.command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "streamtap.demo",
+        "--pace",
+        str(arguments.pace),
+    ]
+    return _watch(arguments)
+
+
+def _watch(arguments: Arguments) -> int:
+    with Stop() as stop:
+        try:
+            # Only now what takes its time: a signal finds its handler.
+            from streamtap.cli.watching import watch
+
+            return watch(arguments, stop)
+        except KeyboardInterrupt:  # the second signal: something blocked
+            return 128 + stop.number

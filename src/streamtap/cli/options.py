@@ -1,0 +1,206 @@
+"""The options of monitor and demo, and what is wrong between them. Nothing here is heavy."""
+
+import math
+from argparse import ArgumentTypeError
+
+from streamtap.cli.parsing import Arguments, Parser, UsageError
+
+SCOPES = (
+    ("exe", "PATH", "an executable; a glob is allowed"),
+    ("comm", "NAME", "processes with this name"),
+    ("cmdline", "REGEX", "processes whose command line it is found in"),
+    ("pid", "N", "a process"),
+    ("uid", "USER", "processes of a user, by name or number"),
+    ("cgroup", "PATH", "processes in a cgroup, or below it"),
+    ("unit", "NAME.service", "processes of a systemd unit"),
+)
+LATER = {"wine": "--wine", "container": "--container", "write": "-w", "extract": "--extract"}
+STANDARD = ("line", "json", "wpp")  # what goes to standard output
+
+
+def add_scopes(parser: Parser) -> None:
+    group = parser.add_argument_group(
+        "scopes", "Which applications; several are alternatives. Each may be repeated."
+    )
+    add = group.add_argument
+    add("paths", nargs="*", metavar="PATH", help="the same as --exe PATH")
+    for name, metavar, text in SCOPES:
+        add(f"--{name}", action="append", default=[], metavar=metavar, help=text)
+    add("-f", "--follow-forks", action="store_true", help="with --pid: its descendants too")
+    add("--new-only", action="store_true", help="leave out connections that are open already")
+    add("--wine", metavar="NAME.exe", help="not available yet")
+    add("--container", metavar="ID", help="not available yet")
+
+
+def add_output(parser: Parser) -> None:
+    add = parser.add_argument_group("output").add_argument
+    add(
+        *("-o", "--output"),
+        action="append",
+        default=[],
+        metavar="SINK",
+        help="line (the default), json or wpp on standard output; FILE.jsonl or FILE.sqlite; "
+        "may be repeated",
+    )
+    add("--json", action="store_true", help="-o json: one JSON object a line")
+    add("-l", dest="line_buffered", action="store_true", help="write each record at once")
+    add("-n", dest="numeric", action="store_true", help="accepted: no address is made a name")
+    add("-q", dest="quiet", action="store_true", help="shorter lines")
+    add("-v", dest="verbose", action="store_true", help="longer lines; streamtap itself too")
+    add("-A", dest="as_text", action="store_true", help="content as text; with --content full")
+    add("-X", dest="as_hex", action="store_true", help="content as hex; with --content full")
+    add("-w", dest="write", metavar="FILE", help="not available yet")
+    add("--extract", metavar="DIR", help="not available yet")
+
+    add = parser.add_argument_group("what is shown").add_argument
+    add(
+        "--content",
+        choices=("none", "meta", "full"),
+        default="meta",
+        metavar="LEVEL",
+        help="none: accounts and file names as hashes; meta (the default): no message text; "
+        "full: message text, and a record of who asked for it",
+    )
+    add(
+        "--provider",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="records of monitor, notify, control, init or stream; may be repeated",
+    )
+    add(
+        "--flag",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="records of this flag, or all; the default is every flag but all_traffic",
+    )
+    add("--level", metavar="NAME", help="error, warn, info or verbose, and what is graver")
+    add(
+        "--port",
+        action="append",
+        default=[],
+        type=_port,
+        metavar="N",
+        help="connections with this port at either end; may be repeated",
+    )
+    add(
+        "--host",
+        action="append",
+        default=[],
+        type=_address,
+        metavar="ADDR",
+        help="connections with this address at either end; may be repeated",
+    )
+    add("--protocol", metavar="NAME", help="the parser for every connection")
+    add(
+        "--both-ends",
+        action="store_true",
+        help="what two watched applications say to each other, at both of them",
+    )
+
+    add = parser.add_argument_group("end").add_argument
+    add(
+        "-c",
+        dest="count",
+        type=_count,
+        metavar="COUNT",
+        help="end after so many records; those about streamtap itself are left out, unless "
+        "--provider or --flag asks for them",
+    )
+    add(
+        "--duration",
+        type=seconds,
+        metavar="S",
+        help="end after so many seconds; exit 124 if no connection was seen",
+    )
+    add("--strict", action="store_true", help="exit 8 if any data was lost")
+
+
+def check_output(arguments: Arguments) -> None:
+    """Raises UsageError for options that contradict each other, or come with a later version."""
+    for name, option in LATER.items():
+        if getattr(arguments, name, None) is not None:
+            raise UsageError(f"{option} is not available yet")
+    if arguments.quiet and arguments.verbose:
+        raise UsageError("-q and -v contradict each other")
+    if arguments.as_text and arguments.as_hex:
+        raise UsageError("-A and -X contradict each other")
+    if (arguments.as_text or arguments.as_hex) and arguments.content != "full":
+        raise UsageError(f"{'-A' if arguments.as_text else '-X'} needs --content full")
+    if len(standard_sinks(arguments)) > 1:
+        raise UsageError("only one of -o line, json and wpp can have standard output")
+
+
+def check_scopes(arguments: Arguments) -> None:
+    """Raises UsageError where it is not clear what is to be watched."""
+    command = arguments.command
+    if command is not None and not (command and command[0]):
+        raise UsageError("-- needs a command")
+    if arguments.pid and command is not None:
+        raise UsageError("--pid and -- COMMAND contradict each other")
+    if arguments.follow_forks and not arguments.pid and command is None:
+        raise UsageError("--follow-forks needs --pid")
+    if command is None and not scopes_given(arguments):
+        raise UsageError(
+            "nothing to watch: no program is named, and no filters are registered",
+            "streamtap monitor /usr/bin/curl    or: streamtap monitor -- curl http://example.com/",
+        )
+
+
+def scopes_given(arguments: Arguments) -> list[tuple[str, str]]:
+    """Kind and text of each scope, PATHs first."""
+    given = [("exe", path) for path in arguments.paths]
+    return given + [(name, text) for name, _, _ in SCOPES for text in getattr(arguments, name)]
+
+
+def sinks(arguments: Arguments) -> list[str]:
+    """What -o and --json ask for, each once."""
+    asked = [*arguments.output, *(["json"] if arguments.json else [])]
+    return list(dict.fromkeys(asked)) or ["line"]
+
+
+def standard_sinks(arguments: Arguments) -> list[str]:
+    return [sink for sink in sinks(arguments) if sink in STANDARD]
+
+
+def seconds(text: str) -> float:
+    """A time in seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not (math.isfinite(value) and value >= 0):
+        raise ArgumentTypeError(f"{text!r} is no number of seconds")
+    return value
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ArgumentTypeError(f"{text!r} is no number of records")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+        raise ArgumentTypeError(f"{text!r} is no port: 1 to 65535")
+    return int(text)
+
+
+def _address(text: str) -> str:
+    """An address in the form that `plain_address` gives."""
+    try:
+        return plain_address(text.strip("[]"))
+    except ValueError:
+        raise ArgumentTypeError(
+            f"{text!r} is no IPv4 or IPv6 address (names are not looked up)"
+        ) from None
+
+
+def plain_address(text: str) -> str:
+    """One form for each address: shortest, IPv4 never mapped into IPv6. Raises ValueError."""
+    from ipaddress import IPv6Address, ip_address
+
+    address = ip_address(text)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped or address)

@@ -1,0 +1,193 @@
+"""The sinks that were asked for, as one: what they are given, and what became of them."""
+
+import contextlib
+import errno
+import io
+import os
+import select
+import sys
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from streamtap.cli.options import sinks, standard_sinks
+from streamtap.cli.parsing import Arguments, say
+from streamtap.events import ControlRequest, ControlState, FilterChanged, Record, Started, Stopped
+from streamtap.trace import Selection, Session, Sink, choose, open_sink
+from streamtap.trace.console import Show
+
+STDOUT = 1
+STANDARD_OUTPUT = "standard output"
+
+
+class Outputs:
+    """A session and its sinks. Entering it opens them; leaving it closes them.
+
+    selection: what they want. failed: names of sinks that could not go on.
+    """
+
+    def __init__(self, arguments: Arguments) -> None:
+        """Raises ValueError for words that no selection knows."""
+        self._arguments = arguments
+        self._chosen = bool(arguments.provider or arguments.flag or arguments.level)
+        self.selection = choose(arguments.provider, arguments.flag, arguments.level)
+        if arguments.count is not None and not self._chosen:
+            self.selection = without_ours(self.selection)
+        self._still: int | None = arguments.count
+        self._specs = sinks(arguments)
+        self._calm = not (self._chosen or arguments.verbose)
+        self._only_calm = self._calm and self._specs == ["line"]
+        self._standard = bool(standard_sinks(arguments))
+        self._session: Session | None = None
+        self._reader: select.poll | None = None
+        self.failed: list[str] = []
+
+    def __enter__(self) -> Self:
+        """Raises OSError naming the output that cannot be written."""
+        with contextlib.ExitStack() as stack:
+            opened = []
+            stdout: BinaryIO = _stdout() if self._standard else io.BytesIO()
+            for spec in self._specs:
+                opened.append(sink := self._open(spec, stdout))
+                stack.callback(sink.close)
+            stack.pop_all()
+        if self._standard:
+            self._reader = select.poll()
+            self._reader.register(STDOUT, 0)  # errors and hang-ups are told without asking
+        self._session = Session(
+            self.selection,
+            opened,
+            line_buffered=self._arguments.line_buffered,
+            report=self._report,
+        )
+        return self
+
+    def _open(self, spec: str, stdout: BinaryIO) -> Sink:
+        arguments = self._arguments
+        show: Show | None = "text" if arguments.as_text else "hex" if arguments.as_hex else None
+        try:
+            sink = open_sink(
+                spec,
+                stdout=stdout,
+                color=self._standard and wants_color(stdout),
+                quiet=arguments.quiet,
+                verbose=arguments.verbose,
+                show=show,
+            )
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, spec) from error
+        return Calm(sink) if spec == "line" and self._calm else sink
+
+    def _report(self, sink: Sink, error: OSError) -> None:
+        name = STANDARD_OUTPUT if sink.name == str(STDOUT) else sink.name
+        self.failed.append(name)
+        more = "; the rest goes on" if self.left else ""
+        say(f"streamtap: error: {name}: {error.strerror or error}{more}")
+
+    @property
+    def left(self) -> bool:
+        """Some sink still takes records."""
+        return self._session is not None and not self._session.over
+
+    @property
+    def over(self) -> bool:
+        """Nobody wants more."""
+        return not self.left or self._still == 0 or self._is_reader_gone()
+
+    def _is_reader_gone(self) -> bool:
+        """The pipe on standard output was closed, and there is no other sink. Told without a
+        write, so that a monitor that has nothing to say does not stay behind."""
+        if self._reader is None or len(self._specs) > len(standard_sinks(self._arguments)):
+            return False
+        gone = select.POLLERR | select.POLLHUP
+        return any(event & gone for _, event in self._reader.poll(0))
+
+    @property
+    def records(self) -> int:
+        return self._session.counters.records if self._session else 0
+
+    @property
+    def dropped(self) -> int:
+        """Records that a sink was given and could not write."""
+        return self._session.counters.dropped if self._session else 0
+
+    def take(self, records: list[Record]) -> None:
+        session = self._session
+        assert session is not None
+        if not records:
+            return
+        for record in records:
+            if self._still == 0:
+                break
+            if self._only_calm and is_routine(record):
+                continue  # not numbered and not counted either: nobody would see it
+            if (
+                session.offer(record)
+                and self._still is not None
+                and type(record.body) is not ControlRequest  # told always, asked for never
+            ):
+                self._still -= 1
+        session.flush()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._session is not None:
+            self._session.close()
+
+
+class Calm:
+    """Lines for a person, without what is routine."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    @property
+    def name(self) -> str:
+        return self._sink.name
+
+    def open(self) -> None:
+        self._sink.open()
+
+    def write(self, number: int, record: Record) -> None:
+        if not is_routine(record):
+            self._sink.write(number, record)
+
+    def flush(self) -> None:
+        self._sink.flush()
+
+    def close(self) -> None:
+        self._sink.close()
+
+
+def is_routine(record: Record) -> bool:
+    """It is about streamtap itself, and nothing is amiss: what the first and the last words on
+    standard error tell a person too."""
+    body = record.body
+    if isinstance(body, ControlState):
+        return not body.missing
+    return isinstance(body, Started | Stopped | FilterChanged)
+
+
+def without_ours(selection: Selection) -> Selection:
+    """Only records of connections; and that somebody asked for content, which is never hidden."""
+    return Selection(
+        frozenset(
+            (provider, flag, level)
+            for provider, flag, level in selection.places
+            if provider not in ("init", "control") and flag not in ("state_change", "layer_notify")
+        )
+        | {(ControlRequest.provider, ControlRequest.flag, ControlRequest.level)}
+    )
+
+
+def wants_color(stream: BinaryIO) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _stdout() -> BinaryIO:
+    if sys.stdout is None:  # it was closed before we came; its number may be another's by now
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), STANDARD_OUTPUT)
+    return open(STDOUT, "wb", buffering=0, closefd=False)

@@ -1,0 +1,131 @@
+"""The verbs, and parsers of their options that complain in one line."""
+
+import argparse
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
+
+from streamtap.errors import StreamtapError
+
+EXIT_CODES = (
+    ("0", "done; for monitor also: ended by Ctrl-C, or its reader closed the pipe"),
+    ("1", "failed, for example an output that cannot be written"),
+    ("2", "wrong usage"),
+    ("3", "nothing is running"),
+    ("4", "not permitted: the message names the missing right"),
+    ("5", "the kernel or a library lacks something: streamtap doctor explains"),
+    ("6", "no such program, process, user, cgroup or file"),
+    ("8", "data was lost, and --strict was given"),
+    ("124", "--duration ended and no connection was seen"),
+    ("126, 127", "the command could not be launched"),
+    ("128+n", "ended by signal n; with -- COMMAND, otherwise, the command's own code"),
+)
+
+
+class UsageError(StreamtapError):
+    """The command was written in a way that cannot be meant."""
+
+    exit_code = 2
+
+
+class Verb(NamedTuple):
+    """A verb: what help says of it, and the module and function suffix that do it."""
+
+    name: str
+    summary: str
+    module: str
+
+
+VERBS = (
+    Verb("monitor", "watch now, until interrupted", "live"),
+    Verb("flows", "the connections that running monitors watch", "kernel"),
+    Verb("status", "the callouts that are attached now, and by whom", "kernel"),
+    Verb("protocols", "the protocols that are understood", "upkeep"),
+    Verb("doctor", "whether this machine has what streamtap needs", "doctor"),
+    Verb("cleanup", "remove what streamtap left behind", "upkeep"),
+    Verb("demo", "a chat between small programs, watched live", "live"),
+)
+
+
+class Arguments(argparse.Namespace):
+    """The options of a verb. command: what followed `--`, None if there was no `--`."""
+
+    command: list[str] | None = None
+
+
+class Parser(argparse.ArgumentParser):
+    """A verb's parser. takes_command: `-- COMMAND ARG…` may follow the options."""
+
+    takes_command = False
+
+    def parse(self, words: Sequence[str]) -> Arguments:
+        """The options; raises UsageError, or SystemExit when help was asked for."""
+        arguments = Arguments()
+        own = list(words)
+        if self.takes_command and "--" in own:
+            at = own.index("--")
+            arguments.command = own[at + 1 :]
+            del own[at:]
+        return self.parse_intermixed_args(own, arguments)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"{self.prog} --help")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of descriptions; of an option with two names, the metavar is shown once."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=96)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{', '.join(action.option_strings)} {action.metavar or action.dest.upper()}"
+
+
+def find(name: str) -> Verb | None:
+    return next((verb for verb in VERBS if verb.name == name), None)
+
+
+def parser_of(verb: Verb) -> Parser:
+    """The parser of a verb's options: its module's `VERB_options` adds them."""
+    parser = Parser(
+        prog=f"streamtap {verb.name}",
+        description=verb.summary[0].upper() + verb.summary[1:] + ".",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    add: Callable[[Parser], None] = getattr(_module(verb), f"{verb.name}_options")
+    add(parser)
+    return parser
+
+
+def run_of(verb: Verb) -> Callable[[Arguments], int]:
+    """What does it: its module's function of the verb's name."""
+    function: Callable[[Arguments], int] = getattr(_module(verb), verb.name)
+    return function
+
+
+def _module(verb: Verb) -> object:
+    return importlib.import_module(f"streamtap.cli.{verb.module}")
+
+
+def help_text() -> str:
+    """What `streamtap --help` says."""
+    lines = ["usage: streamtap VERB [OPTION...]        streamtap VERB --help tells its options", ""]
+    lines += ["Shows what one application says over TCP, and to whom, while it runs.", ""]
+    lines += [f"  {verb.name:10} {verb.summary}" for verb in VERBS]
+    lines += ["", "  --help     this text", "  --version  the version", "", "exit codes:"]
+    lines += [f"  {code:9} {meaning}" for code, meaning in EXIT_CODES]
+    lines += ["", "example: sudo streamtap monitor /usr/bin/curl"]
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    """To standard error, if anybody is there."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()

@@ -1,0 +1,23 @@
+"""Tables on standard output, for verbs that show what there is."""
+
+import json
+from collections.abc import Iterable, Sequence
+
+from streamtap.cli.parsing import Parser
+
+
+def add_json(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON array, on one line")
+
+
+def print_json(rows: Sequence[object]) -> None:
+    print(json.dumps(rows, ensure_ascii=False))
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Columns as wide as what is in them."""
+    lines = [list(head), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())

@@ -1,0 +1,92 @@
+"""`protocols` and `cleanup`."""
+
+import os
+import stat
+from collections.abc import Iterator
+
+from streamtap.cli.parsing import Arguments, Parser
+from streamtap.cli.tables import add_json, print_json, print_table
+from streamtap.errors import PermissionMissing
+
+BPF_DIR = "/sys/fs/bpf/streamtap"
+RUN_DIR = "/run/streamtap"
+
+
+def protocols_options(parser: Parser) -> None:
+    add_json(parser)
+
+
+def protocols(arguments: Arguments) -> int:
+    import importlib
+
+    from streamtap.protocols import parsers
+
+    rows = []
+    for parser in parsers():
+        # The module or package that stands in the folder of protocols tells what it is for.
+        name = ".".join(parser.__module__.split(".")[:3])
+        about = (importlib.import_module(name).__doc__ or "").strip().split("\n\n")[0]
+        events = [str(event.__struct_config__.tag) for event in parser.events]
+        rows.append((parser.name, events, " ".join(about.split())))
+    if arguments.json:
+        print_json(
+            [{"name": name, "events": events, "about": about} for name, events, about in rows]
+        )
+    else:
+        print_table(
+            ("NAME", "EVENTS", "ABOUT"),
+            ((name, " ".join(events), about) for name, events, about in rows),
+        )
+    return 0
+
+
+def cleanup_options(parser: Parser) -> None:
+    parser.description = (
+        "Removes what streamtap has pinned and stored for as long as the machine runs: "
+        f"$STREAMTAP_BPF_DIR ({BPF_DIR}) and $STREAMTAP_RUN_DIR ({RUN_DIR}).\n"
+        "A monitor pins nothing and mounts nothing that others see; those that run are left alone."
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+
+
+def cleanup(arguments: Arguments) -> int:
+    roots = (
+        os.environ.get("STREAMTAP_BPF_DIR") or BPF_DIR,
+        os.environ.get("STREAMTAP_RUN_DIR") or RUN_DIR,
+    )
+    removed = 0
+    for root in roots:
+        try:
+            for path, is_directory in _below(root):
+                removed += 1
+                if arguments.dry_run:
+                    print(f"would remove {path}")
+                    continue
+                (os.rmdir if is_directory else os.unlink)(path)
+                print(f"removed {path}")
+        except PermissionError as error:
+            raise PermissionMissing(
+                f"{error.filename or root}: may not be removed: {error.strerror}", "run with sudo"
+            ) from error
+    if not removed:
+        print("nothing to remove")
+    return 0
+
+
+def _below(root: str) -> Iterator[tuple[str, bool]]:
+    """Everything below a folder and then itself, folders after what is in them, and whether it is
+    a folder. Links are not followed. Nothing, where there is no such folder."""
+    if len(os.path.abspath(root).strip("/").split("/")) < 2:
+        raise ValueError(f"{root} is no folder of streamtap's own")
+    try:
+        mode = os.lstat(root).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISDIR(mode):
+        for name in sorted(os.listdir(root)):
+            path = os.path.join(root, name)
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                yield from _below(path)
+            else:
+                yield path, False
+    yield root, stat.S_ISDIR(mode)

@@ -1,0 +1,132 @@
+"""What the sinks of the command are given."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from streamtap.cli.outputs import Outputs
+from streamtap.cli.parsing import find, parser_of
+from streamtap.events import (
+    ControlRequest,
+    ControlState,
+    FilterChanged,
+    FlowOpened,
+    Record,
+    Started,
+)
+
+
+def outputs(*words: str) -> Outputs:
+    verb = find("monitor")
+    assert verb is not None
+    return Outputs(parser_of(verb).parse([*words, "/bin/true"]))
+
+
+def records(*bodies: object) -> list[Record]:
+    return [Record(time_ns=time.time_ns(), body=body) for body in bodies]  # type: ignore[arg-type]
+
+
+STARTED = Started(version="1", source="live callouts")
+ATTACHED = ControlState(state="attached", hooks=("a",))
+LESS = ControlState(state="attached", hooks=("a",), missing=("b",))
+FILTER = FilterChanged(action="added", layer="stream", filter="f", scope="exe f")
+ASKED = ControlRequest(request="content full", user="ann", uid=7, pid=8, result="granted")
+OPENED = FlowOpened(midstream=False)
+
+
+def test_lines_leave_out_what_is_routine_and_do_not_count_it(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    with outputs() as out:
+        out.take(records(STARTED, ASKED, ATTACHED, FILTER, OPENED))
+        assert out.records == 2
+    shown = capfdbinary.readouterr().out.decode()
+    assert len(shown.splitlines()) == 2
+    assert "content full by ann" in shown
+
+
+def test_a_hook_that_is_missing_is_shown(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    with outputs() as out:
+        out.take(records(LESS))
+    assert b"missing: b" in capfdbinary.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["-v"], ["--provider", "init"], ["-o", "wpp"], ["--json"]])
+def test_who_asks_for_more_is_told_what_is_routine(
+    words: list[str], capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    with outputs(*words) as out:
+        out.take(records(STARTED))
+    assert capfdbinary.readouterr().out
+
+
+def test_a_file_beside_the_lines_holds_everything(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    path = tmp_path / "all.jsonl"
+    with outputs("-o", "line", "-o", str(path)) as out:
+        out.take(records(STARTED, OPENED))
+    events = [json.loads(line)["event"] for line in path.read_text().splitlines()]
+    assert events == ["init.started", "flow.opened"]
+    assert len(capfdbinary.readouterr().out.splitlines()) == 1
+
+
+def test_with_a_count_only_records_of_connections_are_told(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    with outputs("--json", "-c", "2") as out:
+        out.take(records(STARTED, ATTACHED, OPENED))
+        assert not out.over
+        out.take(records(OPENED, OPENED))
+        assert out.over
+    events = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
+    assert [(event["number"], event["event"]) for event in events] == [
+        (1, "flow.opened"),
+        (2, "flow.opened"),
+    ]
+
+
+def test_a_count_never_hides_who_asked_for_content(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    with outputs("--json", "-c", "1", "--content", "full") as out:
+        out.take(records(ASKED, OPENED, OPENED))
+        assert out.over
+    events = [json.loads(line)["event"] for line in capfdbinary.readouterr().out.splitlines()]
+    assert events == ["control.request", "flow.opened"]
+
+
+def test_files_alone_leave_standard_output_alone(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    with outputs("-o", str(tmp_path / "a.jsonl"), "-o", str(tmp_path / "a.sqlite")) as out:
+        out.take(records(OPENED))
+    assert capfdbinary.readouterr().out == b""
+
+
+def test_a_full_disk_is_told_once_and_the_rest_goes_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    full, good = tmp_path / "full.jsonl", tmp_path / "good.jsonl"
+    full.symlink_to("/dev/full")
+    with outputs("-o", str(full), "-o", str(good)) as out:
+        out.take(records(OPENED))
+        out.take(records(OPENED))
+        assert out.failed == [str(full)]
+        assert not out.over
+        assert out.dropped == 1
+    told = capfd.readouterr().err.splitlines()
+    assert told == [
+        f"streamtap: error: {full}: No space left on device; the rest goes on",
+    ]
+    assert len(good.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["missing/a.jsonl", "missing/a.sqlite"])
+def test_an_output_that_cannot_be_made_is_named(name: str, tmp_path: Path) -> None:
+    path = str(tmp_path / name)
+    with pytest.raises(OSError, match=re.escape(path)), outputs("-o", path):
+        pass

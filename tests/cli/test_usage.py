@@ -1,0 +1,134 @@
+"""What the command line accepts, and how it says what is wrong. No rights are needed."""
+
+import subprocess
+import sys
+
+import pytest
+
+from helpers.commands import run
+from streamtap.cli.parsing import VERBS
+
+WRONG = {
+    "no verb": [],
+    "an unknown verb": ["observe"],
+    "an unknown option of streamtap": ["--observe"],
+    "an unknown option of a verb": ["monitor", "--observe"],
+    "an option cut short": ["monitor", "--cont", "full", "/bin/true"],
+    "nothing to watch": ["monitor"],
+    "an empty command": ["monitor", "--"],
+    "-q with -v": ["monitor", "-q", "-v", "/bin/true"],
+    "-A with -X": ["monitor", "-A", "-X", "--content", "full", "/bin/true"],
+    "-A without content": ["monitor", "-A", "/bin/true"],
+    "-X without content": ["monitor", "-X", "--content", "none", "/bin/true"],
+    "--pid with a command": ["monitor", "--pid", "1", "--", "true"],
+    "-f without --pid": ["monitor", "-f", "/bin/true"],
+    "two formats on standard output": ["monitor", "-o", "line", "--json", "/bin/true"],
+    "no records": ["monitor", "-c", "0", "/bin/true"],
+    "no port": ["monitor", "--port", "65536", "/bin/true"],
+    "a name for an address": ["monitor", "--host", "localhost", "/bin/true"],
+    "no duration": ["monitor", "--duration", "nan", "/bin/true"],
+    "no content level": ["monitor", "--content", "some", "/bin/true"],
+    "no provider": ["monitor", "--provider", "nobody", "/bin/true"],
+    "no protocol": ["monitor", "--protocol", "gopher", "/bin/true"],
+    "words after a verb without any": ["status", "now"],
+    "no pace": ["demo", "--pace", "-1"],
+}
+LATER = {
+    "--wine": ["--wine", "msnmsgr.exe"],
+    "--container": ["--container", "ab12"],
+    "-w": ["-w", "a.pcapng"],
+    "--extract": ["--extract", "folder"],
+}
+
+
+@pytest.mark.parametrize("words", WRONG.values(), ids=WRONG)
+def test_wrong_usage_is_told_in_one_line_and_exit_code_2(words: list[str]) -> None:
+    result = run(*words)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    error, *hints = result.stderr.splitlines()
+    assert error.startswith("streamtap: error: ")
+    assert len(hints) <= 1
+    assert all(line.startswith("hint: ") for line in hints)
+
+
+@pytest.mark.parametrize(("option", "words"), LATER.items(), ids=LATER)
+def test_what_comes_later_is_told_so_in_one_line(option: str, words: list[str]) -> None:
+    result = run("monitor", *words, "/bin/true")
+    assert result.returncode == 2
+    assert result.stderr == f"streamtap: error: {option} is not available yet\n"
+
+
+def test_an_unknown_verb_is_answered_with_the_verbs_there_are() -> None:
+    stderr = run("observe").stderr
+    assert all(verb.name in stderr for verb in VERBS)
+
+
+def test_nothing_to_watch_is_answered_with_an_example() -> None:
+    assert "hint: streamtap monitor /usr/bin/curl" in run("monitor").stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], *([verb.name, "--help"] for verb in VERBS)])
+def test_help_goes_to_standard_output(words: list[str]) -> None:
+    result = run(*words)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("usage: streamtap")
+
+
+def test_help_names_every_verb_and_exit_code() -> None:
+    text = run("--help").stdout
+    assert all(f"  {verb.name} " in text for verb in VERBS)
+    for code in ("0", "1", "2", "3", "4", "5", "6", "8", "124", "126, 127", "128+n"):
+        assert f"\n  {code} " in text
+
+
+@pytest.mark.parametrize("words", [["--help"], ["monitor", "--help"], ["--version"], ["observe"]])
+def test_help_and_mistakes_wait_for_no_heavy_import(words: list[str]) -> None:
+    source = (
+        "import sys; from streamtap.cli import main; main(sys.argv[1:]); "
+        "heavy = {'numpy', 'msgspec', 'streamtap.watch', 'streamtap.trace'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run(
+        [sys.executable, "-c", source, *words], check=True, capture_output=True, timeout=20
+    )
+
+
+def test_the_version_is_told() -> None:
+    import streamtap
+
+    assert run("--version").stdout == f"streamtap {streamtap.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "meaning"),
+    [(["--help"], "streamtap monitor"), (["status", "--help"], "streamtap status")],
+)
+def test_the_command_monitor_is_the_verb_monitor_and_knows_the_others(
+    words: list[str], meaning: str
+) -> None:
+    source = "import sys; from streamtap.cli import main_monitor; sys.exit(main_monitor())"
+    result = subprocess.run(
+        [sys.executable, "-c", source, *words], capture_output=True, text=True, timeout=20
+    )
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"usage: {meaning} ")
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    source = f"exec {sys.executable} -m streamtap protocols"
+    result = subprocess.run(
+        ["sh", "-c", f"({source}; echo code $? >&2) | true"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert "Error" not in result.stderr
+    assert "Exception" not in result.stderr
+
+
+def test_a_full_disk_under_a_table_is_told_in_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        result = run("protocols", stdout=full)
+    assert result.returncode == 1
+    assert result.stderr == "streamtap: error: No space left on device\n"
