@@ -255,6 +255,7 @@ class Watch:
             timeout_s = min(timeout_s, TICK_S)
         items = self.source.poll(timeout_s)
         records = self.pipeline.feed(items) if items else []
+        self.source.release()
         if self.pipeline.pending:
             records += self.pipeline.tick(self.source.given_ns)
         return records

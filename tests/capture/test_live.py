@@ -112,7 +112,7 @@ def test_space_is_given_back_only_when_the_batch_was_used(
     callouts.data.write(segment_record(data=b"hello"))
     source.drain()
     assert callouts.data.consumed == 0
-    source._data.release()
+    source.release()
     assert callouts.data.consumed == callouts.data.produced
 
 
@@ -128,7 +128,7 @@ def test_records_that_wrap_around_the_end_of_the_ring_are_whole(
         for item in source.drain():
             if isinstance(item, Segment):
                 got += item.data
-        source._data.release()
+        source.release()
     assert got == sent
 
 

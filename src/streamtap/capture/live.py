@@ -83,7 +83,7 @@ class _Known(NamedTuple):
 class LiveSource:
     """Reads the rings of attached callouts. `poll` waits and gives what came.
 
-    Segments may be views of the ring: they are valid until the next `poll`.
+    Segments may be views of the ring: they are valid until `release`, or the next `poll`.
     judge: which of a candidate's filters it does match, as a mask.
     names: the filters' names by bit.
     given_ns: everything older than this (Unix time) has been given.
@@ -126,8 +126,8 @@ class LiveSource:
     def poll(self, timeout_s: float = IDLE_S) -> list[Item]:
         """Waits at most `timeout_s` for records; then everything that came, in order per flow:
         openings first, closings last."""
+        self.release()
         data = self._data
-        data.release()
         unread = data.produced - data.position
         if not self._closing and unread < min(LINGER_BYTES, data.size // 16):
             # Soon after records there may be more that woke nobody. The few that came while we
@@ -137,6 +137,10 @@ class LiveSource:
         items = self.drain()
         self._active = bool(items)
         return items
+
+    def release(self) -> None:
+        """Views that `poll` gave are used no more: their space may be written again."""
+        self._data.release()
 
     def drain(self) -> list[Item]:
         """What the rings hold now, at most a span of it."""
