@@ -10,6 +10,7 @@ import os
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from operator import attrgetter, itemgetter
 
 from streamtap.events import (
@@ -41,7 +42,7 @@ from streamtap.model import (
     Segment,
     StreamItem,
 )
-from streamtap.patterns import Conversations, Data, Meaning, clean
+from streamtap.patterns import INSIDE, Conversations, Data, Meaning, clean
 from streamtap.patterns.bursts import PAUSE_NS
 from streamtap.protocols import Limits, Parser, by_name, detect
 from streamtap.protocols.opaque import OpaqueData
@@ -60,6 +61,7 @@ class _Speech:
     name: of the protocol; "" while it is not decided.
     waiting: the runs seen before that; heads: the first bytes of each direction.
     offsets: where each direction is, as far as it went to a parser.
+    plain: bursts are all that is told of it: no parser knows it, and nobody wants every arrival.
     unheard: nobody wants what it says: its bytes are counted and go no further.
     second_looks: so many more runs of a flow joined midstream, and not understood at first, may
         show what it speaks: it may have been joined inside a payload.
@@ -71,6 +73,7 @@ class _Speech:
         "name",
         "offsets",
         "parser",
+        "plain",
         "second_looks",
         "secondary",
         "unheard",
@@ -80,6 +83,7 @@ class _Speech:
     def __init__(self, info: FlowInfo, secondary: bool) -> None:
         self.info = info
         self.secondary = secondary
+        self.plain = False
         self.unheard = secondary
         self.name = ""
         self.parser: Parser | None = None
@@ -177,6 +181,9 @@ class Pipeline:
                     self._collect(state, other, more, flows)
         steps: list[_Step] = []
         for own in flows.values():
+            if _is_plain(own):
+                self._tell_turns(own)
+                continue
             if not isinstance(own[0][3], Opened):
                 steps += _runs(own)
                 continue
@@ -379,6 +386,7 @@ class Pipeline:
         """It is decided that no parser knows what the flow says."""
         speech.unheard = not self._wants_plain
         if self._content is not Content.FULL:
+            speech.plain = not self._wants_events
             self._reduce(state)
 
     def _align(self, speech: _Speech) -> None:
@@ -408,7 +416,8 @@ class Pipeline:
                 for event in parser.gap(direction, ends[-1] - offset):
                     self._tell(state, speech, direction, event, times[-1], None)
                 return
-            if len(ends) == 1 and self._content is not Content.FULL:
+            shown = self._content is Content.FULL or speech.name in INSIDE
+            if len(ends) == 1 and not shown:
                 when = times[0]
                 for event in parser.receive(direction, data):
                     self._tell(state, speech, direction, event, when, None)
@@ -417,7 +426,7 @@ class Pipeline:
                 end = event.offset + event.length
                 when = times[min(bisect_left(ends, end), len(times) - 1)]
                 part = None
-                if self._content is Content.FULL:
+                if shown:
                     part = data[max(0, event.offset - offset) : max(0, end - offset)]
                 self._tell(state, speech, direction, event, when, part)
         except Exception as error:  # a parser must not raise: it is ours to mend, not the user's
@@ -438,6 +447,27 @@ class Pipeline:
                 part = data[offset - begin : end - begin]
             self._tell(state, speech, direction, event, when, part)
             offset = end
+
+    def _tell_turns(self, steps: list[_Step]) -> None:
+        """The same for a batch of one flow in which both ends spoke: the shortest way, for in a
+        chat every message is a turn. Records are put in order of time later."""
+        _, state, _, _ = steps[0]
+        speech = state.parser
+        assert speech is not None
+        arrivals: list[tuple[int, Direction, int, int]] = []
+        for _, _, direction, run in steps:
+            assert isinstance(run, tuple)
+            offset, data, ends, times = run
+            self.bytes += 0 if data is None else len(data)
+            speech.offsets[direction] = ends[-1]
+            arrivals += zip(times, repeat(direction), (offset, *ends), ends, strict=False)
+        arrivals.sort(key=_time)
+        interpret = self.conversations.interpret
+        for when, direction, begin, end in arrivals:
+            event = OpaqueData(offset=begin, length=end - begin)
+            meanings = interpret(state.flow, _OPAQUE, direction, when, event)
+            if meanings:
+                self._give(meanings, state)
 
     def _fail(self, state: State, speech: _Speech, error: Exception, time_ns: int) -> None:
         failed = ParserFailed(protocol=speech.name, error=type(error).__name__)
@@ -567,6 +597,17 @@ def _info(state: State) -> FlowInfo:
         remote=str(flow.remote),
         role=flow.role.value,
         peer=state.peer,
+    )
+
+
+def _is_plain(steps: list[_Step]) -> bool:
+    """Whether bursts are all that is told of these steps of one flow, and both ends spoke."""
+    speech = steps[0][1].parser
+    if speech is None or not speech.plain:
+        return False
+    first = steps[0][2]
+    return all(type(step[3]) is tuple for step in steps) and any(
+        step[2] is not first for step in steps
     )
 
 

@@ -411,6 +411,95 @@ def test_a_display_picture_is_media_not_a_message() -> None:
     ]
 
 
+def test_a_call_is_complete_when_it_is_ended_and_not_by_what_it_carries() -> None:
+    request = slp(
+        "INVITE MSNMSGR:bob@example.com MSNSLP/1.0",
+        "sessionreqbody",
+        EUF_GUID="{4BD96FC0-AB17-4425-A14A-439185962DC8}",
+        SessionID="98",
+    )
+    answer = slp("MSNSLP/1.0 200 OK", "sessionreqbody", SessionID="98")
+    bye = slp("BYE MSNMSGR:bob@example.com MSNSLP/1.0", "sessionclosebody")
+    text = BOARD + p2p("C>", "MSG 5 D", packet(0, request, tail=TAIL))
+    text += p2p("S<", "MSG bob@example.com Bob", packet(0, answer, tail=TAIL))
+    text += p2p("S<", "MSG bob@example.com Bob", packet(98, bytes(500), tail=b"\0\0\0\4"))
+    text += p2p("C>", "MSG 6 D", packet(0, bye, tail=TAIL))
+    assert [(body.action, body.kind) for body in only(Media, text)] == [
+        ("offer", "video_call"),
+        ("accept", "video_call"),
+        ("complete", "video_call"),
+    ]
+
+
+def test_a_camera_whose_offer_was_not_seen_is_told_when_it_ends() -> None:
+    text = "-- flow WC 10.0.0.2:1 198.51.100.9:6901\n" + raw(
+        "C", b"recipientid=1&sessionid=2\r\n\r\n"
+    )
+    assert [body.address for body in only(Direct, text)] == ["198.51.100.9:6901"]
+    assert only(Media, text) == []
+    (media,) = only(Media, f"{text}-- close\n")
+    assert (media.action, media.kind) == ("complete", "webcam")
+
+
+SIGNED_IN = "-- flow NS 10.0.0.2:1 192.0.2.20:1863\nS< USR 4 OK alice@example.com 1 0\n"
+
+
+def routed(line: str, to: str, by: str, *about: str) -> str:
+    head = ("Routing: 1.0", f"To: {to}", f"From: {by}", "", "Reliability: 1.0", "", *about)
+    mark = line[0]
+    return f"{line} *\n" + "".join(f"{mark}| {part}\n" for part in head)
+
+
+TEXT = ("Messaging: 2.0", "Message-Type: Text", "", "hi")
+
+
+def test_what_the_user_says_elsewhere_is_not_a_message_received() -> None:
+    text = SIGNED_IN + routed(
+        "S< SDG 0", "1:bob@example.com", "1:alice@example.com;epid={b}", *TEXT
+    )
+    (message,) = only(Message, text)
+    assert (message.sender, message.recipients) == (ALICE, (BOB,))
+
+
+def test_of_a_group_of_which_nobody_is_known_the_group_itself_is_named() -> None:
+    group = "10:12345678-0000-4000-8000-000000000001@live.com"
+    text = SIGNED_IN + routed("C> SDG 7", group, "1:alice@example.com", *TEXT)
+    text += routed("S< SDG 0", group, "1:bob@example.com", *TEXT)
+    text += routed("C> SDG 8", group, "1:alice@example.com", *TEXT)
+    sent, received, again = only(Message, text)
+    assert sent.recipients == (group.removeprefix("10:"),)
+    assert (received.sender, received.recipients) == (BOB, (ALICE,))
+    assert again.recipients == (BOB,)
+    assert sent.conversation == received.conversation == again.conversation
+
+
+def personal(line: str, words: str) -> str:
+    return f"{line} *\n{line[0]}| <Data><PSM>{words}</PSM></Data>\n"
+
+
+def test_a_personal_message_is_told_once_and_when_it_changes() -> None:
+    text = SIGNED_IN + "S< NLN BSY bob@example.com Bob 0\n"
+    text += personal("S< UBX bob@example.com", "&lt;busy&gt;") * 2
+    text += personal("S< UBX 1:bob@example.com", "")
+    told = [(body.status, body.display_name) for body in only(Presence, text)]
+    assert told == [("busy", "Bob")] * 3
+    shown = [body.personal_message for body in only(Presence, text, Content.FULL)]
+    assert shown == [None, "<busy>", None]
+    assert [body.personal_message for body in only(Presence, text)] == [None] * 3
+
+
+def test_a_personal_message_that_comes_before_the_status_is_told_with_it() -> None:
+    text = SIGNED_IN + personal("C> UUX 5", "at work") + "C> CHG 6 AWY 0\nS< CHG 6 AWY 0\n"
+    (body,) = only(Presence, text, Content.FULL)
+    assert (body.account, body.status, body.personal_message) == (ALICE, "away", "at work")
+
+
+def test_a_message_that_is_not_delivered_is_an_error() -> None:
+    text = BOARD + said("C>", "MSG 5 N") + "S< NAK 5\n" + said("C>", "MSG 6 A") + "S< ACK 6\n"
+    (error,) = only(Error, text)
+    assert (error.code, error.name, error.command) == (0, "not delivered", "MSG")
+
+
 def test_memory_of_links_is_bounded_by_count_and_age() -> None:
     links = Links()
     for number in range(MOST + 100):

@@ -164,6 +164,14 @@ def test_meta_reduces_a_query_to_the_names_of_its_parameters() -> None:
     assert shown_data.summary == "GET /a?user"
 
 
+def test_a_personal_message_is_shown_only_at_full() -> None:
+    body = Presence(**IM, account=ALICE, status="busy", personal_message="hello")  # type: ignore[arg-type]
+    for content, expected in ((Content.FULL, "hello"), (Content.META, None), (Content.NONE, None)):
+        shown = clean(body, content, KEY)
+        assert isinstance(shown, Presence)
+        assert shown.personal_message == expected
+
+
 def test_plain_content_is_shown_only_at_full() -> None:
     data = Data(offset=0, length=9, protocol="opaque", bytes=9, content="hello")
     for content, expected in ((Content.FULL, "hello"), (Content.META, None), (Content.NONE, None)):

@@ -99,6 +99,20 @@ def frame(data: bytes) -> bytes:
     return len(data).to_bytes(4, "little") + data
 
 
+ROUTED = (
+    *("Routing: 1.0", "To: 1:b@example.com", "From: 1:a@example.com;epid={1}", ""),
+    *("Reliability: 1.0", "", "Messaging: 2.0"),
+)
+DATA = ("Message-Type: Data", "Content-Type: application/x-msnmsgrp2p", "Pipe: 1")
+
+
+def second(data: bytes, session: int = 0) -> bytes:
+    """A peer-to-peer packet of version 2, without footer; without data an acknowledgement."""
+    if not data:
+        return pack(">BBHIBBI2x", 16, 0, 0, 7, 2, 4, 9)
+    return pack(">BBHIBBHI", 8, 0, 8 + len(data), 7, 8, 5 if session else 1, 0, session) + data
+
+
 MSNP: tuple[Script, ...] = (
     (  # a notification server: payloads in both directions, errors with and without one
         (C, lines("VER 1 MSNP15 CVR0", "CVR 2 0x0409 winnt 5.1 i386 MSNMSGR 8.1 msmsgs a@example")),
@@ -163,6 +177,36 @@ MSNP: tuple[Script, ...] = (
         (S, frame(packet(0, b"", 0, 0, 0x100)) + frame(b"")),
         (C, frame(packet(4711, bytes(100), 300)) + frame(packet(0, SLP, len(SLP)))),
         (S, frame(b"what is this?") + frame(packet(0, b"", 100, 0, 2))),
+    ),
+    (  # through a proxy: a greeting, a login, a request
+        (C, b"\x05\x01\x02"),
+        (S, b"\x05\x02"),
+        (C, b"\x01\x04name\x06secret"),
+        (S, b"\x01\0"),
+        (C, b"\x05\x01\0\x03\x0bexample.com\x07\x47" + lines("VER 1 MSNP12 CVR0")),
+        (S, b"\x05\0\0\x01\xc0\0\x02\x01\x07\x47" + lines("VER 1 MSNP12", "CHL 0 1")),
+        (C, counted("QRY 2 p", "0" * 32) + lines("PNG")),
+        (S, lines("QRY 2", "QNG 5")),
+    ),
+    (  # a proxy of the older kind, and a version that is too new
+        (C, b"\x04\x01\x07\x47\0\0\0\x01name\0example.com\0" + lines("VER 1 MSNP22 CVR0")),
+        (S, b"\0\x5a\0\0\0\0\0\0" + lines("VER 1 MSNP22", "XFR 2 CON 3") + b"abc"),
+        (C, lines("CNT 2 CON 3") + b"abc"),
+    ),
+    (  # routed messages, some with packets of version 2
+        (C, lines("VER 1 MSNP21 CVR0")),
+        (S, lines("VER 1 MSNP21", "USR 5 OK a@example.com 1 0")),
+        (C, counted("SDG 6", *ROUTED, "Message-Type: Text", "", "hi")),
+        (C, counted("SDG 7", *ROUTED, *DATA, "", "", tail=second(b"SLP") + second(b"\r\n\r\n"))),
+        (S, counted("SDG 0", *ROUTED, *DATA, "", "", tail=second(SLP) + bytes(4))),
+        (S, counted("SDG 0", *ROUTED, *DATA, "", "", tail=b"\x08no packet")),
+        (S, counted("NFY PUT", "Routing: 1.0", "", "", "", "<user/>") + lines("SDG 7 OK")),
+    ),
+    (  # a direct connection of version 2 that begins with the nonce
+        (C, frame(b"0123456789abcdef")),
+        (S, frame(b"fedcba9876543210")),
+        (C, frame(second(bytes(50), session=9)) + frame(second(SLP))),
+        (S, frame(second(b"")) + frame(b"")),
     ),
     (  # a camera
         (C, b"recipientid=1&sessionid=2\r\n\r\n"),

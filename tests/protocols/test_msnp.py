@@ -5,12 +5,12 @@ import uuid
 import pytest
 
 from helpers.streams import Script, assert_tiles, bytewise, run
-from protocols.samples import P2P, TEXT, C, S, counted, frame, lines, packet
+from protocols.samples import DATA, P2P, ROUTED, TEXT, C, S, counted, frame, lines, packet, second
 from streamtap.events import Event, Malformed, Skipped
 from streamtap.model import Direction
 from streamtap.protocols import Limits, Verdict
 from streamtap.protocols._redact import redact
-from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, MsnpParser
+from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, MsnpParser, MsnpPrelude
 from streamtap.protocols.msnp.p2p import nonce_hashes, parse_slp
 
 
@@ -321,6 +321,16 @@ def test_a_file_between_clients_is_blocks_not_lines() -> None:
         (b"\x04\0\0\0foo\0", b"", Verdict.YES),
         (b"", b"MSG Hotmail Hotmail 20\r\nMIME-Version: 1.0", Verdict.YES),
         (b"", b"e of a text" + counted("MSG b@e B", *TEXT), Verdict.YES),
+        (b"CNT 1 CON 123\r\n", b"", Verdict.YES),
+        (b"\x05\x01\0", b"\x05\0", Verdict.MORE),
+        (b"\x05\x01\0\x05\x01\0\1abcd\7\x47VER 1 MSNP8 CVR0\r\n", b"\x05\0", Verdict.YES),
+        (b"\x05\x01\0\x05\x01\0\1abcd\7\x47GET / HTTP", b"\x05\0", Verdict.NO),
+        (b"\x04\1\7\x47abcdme\0USR 1 a@example.com 1.2.3\r\n", b"", Verdict.YES),
+        (b"\x04\1\7\x47abcdme", b"", Verdict.MORE),
+        (b"\x04\2\7\x47abcdme", b"", Verdict.NO),
+        (frame(bytes(16)), b"", Verdict.MORE),
+        (frame(bytes(16)), frame(bytes(16)), Verdict.YES),
+        (frame(bytes(16)), b"hello", Verdict.NO),
         (b"USER anonymous\r\n", b"220 ready\r\n", Verdict.NO),
         (b"EHLO host\r\n", b"220 host ESMTP\r\n", Verdict.NO),
         (b"GET / HTTP/1.1\r\n", b"", Verdict.NO),
@@ -331,3 +341,91 @@ def test_msnp_is_known_by_its_first_bytes(
     to_server: bytes, to_client: bytes, verdict: Verdict
 ) -> None:
     assert MsnpParser.probe(to_server, to_client) is verdict
+
+
+def test_a_proxy_is_told_its_target_and_nothing_of_the_login() -> None:
+    asked = b"\x05\1\2" + b"\1\4user\x06secret" + b"\x05\1\0\3\x0bexample.com\7\x47"
+    events = events_of(asked + lines("VER 1 MSNP8 CVR0"), C)
+    assert "user" not in repr(events)
+    assert "secret" not in repr(events)
+    steps = [(e.proxy, e.step, e.target) for e in events if isinstance(e, MsnpPrelude)]
+    assert steps == [
+        ("socks5", "greeting", None),
+        ("socks5", "login", None),
+        ("socks5", "connect", "example.com:1863"),
+    ]
+    assert told(events)[3:] == [("VER", 1, "MSNP8", "CVR0", 0)]
+
+
+@pytest.mark.parametrize(
+    ("request_", "target"),
+    [
+        (b"\x04\1\7\x47\xc0\0\2\1me\0", "192.0.2.1:1863"),
+        (b"\x04\1\7\x47\0\0\0\1me\0example.com\0", "example.com:1863"),
+        (b"\x05\1\0\x05\1\0\1\xc0\0\2\1\7\x47", "192.0.2.1:1863"),
+        (b"\x05\1\0\x05\1\0\4" + bytes(15) + b"\1\7\x47", "[::1]:1863"),
+    ],
+)
+def test_the_target_asked_of_a_proxy_is_kept(request_: bytes, target: str) -> None:
+    events = events_of(request_ + lines("PNG"), C)
+    assert [e.target for e in events if isinstance(e, MsnpPrelude)][-1] == target
+    assert told(events)[-1] == ("PNG", None, 0)
+
+
+def test_a_gap_in_what_a_proxy_is_told_leaves_msnp_to_be_found() -> None:
+    script: Script = [(C, b"\x05\1"), (C, 30), (C, counted("MSG 3 N", *TEXT, "x"))]
+    trace = run(MsnpParser, script)
+    assert_tiles(trace)
+    assert [type(event) for event in trace.of(C)] == [Skipped, MsnpCommand]
+
+
+@pytest.mark.parametrize(
+    ("direction", "data"),
+    [
+        (C, lines("VER 1 MSNP24 MSNP22 CVR0", "CNT 2 CON 5", "PNG")),
+        (C, lines("CNT 2 CON 5", "PNG")),
+        (S, lines("VER 1 MSNP22", "ACK 1", "ACK 2")),
+        (S, lines("XFR 2 CON 5", "ACK 1", "ACK 2")),
+    ],
+)
+def test_what_follows_a_later_version_is_not_parsed(direction: Direction, data: bytes) -> None:
+    first, rest = events_of(data, direction)
+    assert isinstance(first, MsnpCommand)
+    assert isinstance(rest, Skipped)
+    assert rest.reason == "MSNP22 or later"
+
+
+def test_a_later_version_may_be_offered_beside_ours() -> None:
+    events = events_of(lines("VER 1 MSNP22 MSNP21 CVR0", "PNG"), C)
+    assert [line[0] for line in told(events)] == ["VER", "PNG"]
+
+
+def test_packets_in_a_routed_message_are_told_one_by_one() -> None:
+    data = counted("SDG 7", *ROUTED, *DATA, "", "", tail=second(b"a\r\n\r\nb", 9) + second(b""))
+    command, *packets = events_of(data, C)
+    assert isinstance(command, MsnpCommand)
+    assert command.payload.endswith(b"Pipe: 1\r\n\r\n")
+    shown = [
+        (e.sender, e.recipient, e.session, e.size) for e in packets if isinstance(e, MsnpPacket)
+    ]
+    assert shown == [
+        ("a@example.com", "b@example.com", 9, 6),
+        ("a@example.com", "b@example.com", 0, 0),
+    ]
+
+
+def test_what_is_no_packet_stays_in_its_message() -> None:
+    data = counted("SDG 7", *ROUTED, *DATA, "", "", tail=second(b"x", 9) + b"Nonce: 1")
+    (command,) = events_of(data, C)
+    assert isinstance(command, MsnpCommand)
+
+
+def test_a_direct_connection_may_begin_with_the_nonce() -> None:
+    nonce = uuid.UUID("12345678-9ABC-DEF0-1234-56789ABCDEF0").bytes_le
+    trace = run(MsnpParser, [(C, frame(nonce)), (S, frame(nonce)), (C, frame(second(b"x", 9)))])
+    assert_tiles(trace)
+    first, packet_ = trace.of(C)
+    assert isinstance(first, MsnpDirect)
+    assert first.nonce == nonce_hashes(nonce)[0]
+    assert isinstance(packet_, MsnpPacket)
+    assert (packet_.version, packet_.session) == (2, 9)

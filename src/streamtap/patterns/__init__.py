@@ -5,7 +5,7 @@ each protocol's events; `privacy`: what of a body a record may tell.
 """
 
 from streamtap.events import Event
-from streamtap.patterns.conversations import Conversations
+from streamtap.patterns.conversations import INSIDE, Conversations
 from streamtap.patterns.model import (
     Connect,
     Contacts,
@@ -27,7 +27,7 @@ from streamtap.patterns.model import (
 )
 from streamtap.patterns.privacy import clean
 from streamtap.protocols.http import HttpBody, HttpRequest, HttpResponse, HttpTunnel
-from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket
+from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, MsnpPrelude
 from streamtap.protocols.opaque import OpaqueData
 
 PATTERNS: tuple[type[Pattern], ...] = (
@@ -57,10 +57,12 @@ EVENTS: tuple[type[Event], ...] = (
     MsnpCommand,
     MsnpPacket,
     MsnpDirect,
+    MsnpPrelude,
 )
 
 __all__ = [
     "EVENTS",
+    "INSIDE",
     "PATTERNS",
     "Connect",
     "Contacts",

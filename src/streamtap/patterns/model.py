@@ -49,11 +49,13 @@ class SignOut(Pattern, frozen=True, kw_only=True, tag="im.sign_out"):
 
 
 class Presence(Pattern, frozen=True, kw_only=True, tag="im.presence"):
-    """Somebody's state; status: online busy idle away brb phone lunch invisible offline."""
+    """Somebody's state; status: online busy idle away brb phone lunch invisible offline;
+    personal_message: the words beside it, only with `--content full`."""
 
     account: str
     status: str
     display_name: str | None = None
+    personal_message: str | None = None
 
 
 class Contacts(Pattern, frozen=True, kw_only=True, tag="im.contacts"):
@@ -137,7 +139,8 @@ class Direct(Pattern, frozen=True, kw_only=True, tag="im.direct"):
 
 
 class Error(Pattern, frozen=True, kw_only=True, tag="im.error"):
-    """The service refused a command; code: its number; name: what that number means."""
+    """The service refused a command; code: its number, 0 where it gave none; name: what that
+    means."""
 
     code: int
     name: str | None = None

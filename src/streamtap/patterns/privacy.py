@@ -129,9 +129,20 @@ def _hide_account(body: SignOut, content: Content, key: bytes) -> Body:
     return replace(body, account=_maybe(body.account, key))
 
 
-def _hide_named(body: SignIn | Presence, content: Content, key: bytes) -> Body:
+def _hide_named(body: SignIn, content: Content, key: bytes) -> Body:
     return replace(
         body, account=_account(body.account, key), display_name=_name(body.display_name, key)
+    )
+
+
+def _presence(body: Presence, content: Content, key: bytes) -> Body:
+    if content is Content.META:
+        return replace(body, personal_message=None) if body.personal_message else body
+    return replace(
+        body,
+        account=_account(body.account, key),
+        display_name=_name(body.display_name, key),
+        personal_message=None,
     )
 
 
@@ -278,7 +289,7 @@ _CLEANERS: tuple[dict[type[Body], _Cleaner], ...] = (
         Message: _message,
         Data: _data,
         SignIn: _hide_named,
-        Presence: _hide_named,
+        Presence: _presence,
         SignOut: _hide_account,
         Contacts: _hide_contacts,
         Invite: _hide_invite,
@@ -288,7 +299,7 @@ _CLEANERS: tuple[dict[type[Body], _Cleaner], ...] = (
         Media: _hide_media,
         Direct: _hide_direct,
     },
-    _ALWAYS | {Message: _message, Data: _data},
+    _ALWAYS | {Message: _message, Data: _data, Presence: _presence},
     _ALWAYS | {Data: _marks},
 )
 

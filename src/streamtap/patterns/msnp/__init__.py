@@ -1,12 +1,16 @@
 """The meaning of MSNP.
 
 flow: the way in, one for each connection; `client`: whose it is; `notification`, `switchboard`,
-`direct`: the three kinds of connection; `relayed`: what passes through the notification server;
-`transfers`, `transfer`: files, pictures and calls; `chunks`: messages in parts; `participants`,
-`lists`, `mime`, `words`: the smaller nouns.
+`direct`: the three kinds of connection; `relayed`, `groups`: what passes through the notification
+server; `transfers`, `transfer`: files, pictures and calls; `chunks`: messages in parts; `inner`,
+`gateway`, `tunnel`: MSNP that HTTP carries; `participants`, `presence`, `lists`, `mime`, `words`:
+the smaller nouns.
 """
 
 from streamtap.patterns.msnp.chunks import Chunks
 from streamtap.patterns.msnp.flow import MsnpFlow
+from streamtap.patterns.msnp.gateway import Gateway
+from streamtap.patterns.msnp.inner import Memory, Place
+from streamtap.patterns.msnp.tunnel import Tunnels, Waiting
 
-__all__ = ["Chunks", "MsnpFlow"]
+__all__ = ["Chunks", "Gateway", "Memory", "MsnpFlow", "Place", "Tunnels", "Waiting"]

@@ -50,6 +50,11 @@ class Client:
         return self.service == "" and self.version is not None and not self._connected
 
     @property
+    def is_board(self) -> bool:
+        """A switchboard that was seen from its beginning."""
+        return self.service == "switchboard" and not self.flow.midstream
+
+    @property
     def version_number(self) -> int:
         """Of MSNP; 0 where it is not known."""
         digits = (self.version or "")[4:]

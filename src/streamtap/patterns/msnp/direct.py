@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from streamtap.model import Direction
 from streamtap.patterns.model import Pattern
 from streamtap.patterns.msnp.client import Client
+from streamtap.patterns.msnp.transfer import Transfer
 from streamtap.patterns.msnp.transfers import Transfers
 from streamtap.patterns.msnp.words import account_of
 from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket
@@ -16,11 +17,12 @@ NOTHING: Patterns = ()
 class DirectConnection:
     """One of them: MSNP2P over TCP, MSNFTP, or a webcam."""
 
-    __slots__ = ("_client", "_transfers")
+    __slots__ = ("_client", "_ends", "_transfers")
 
     def __init__(self, client: Client, transfers: Transfers) -> None:
         self._client = client
         self._transfers = transfers
+        self._ends = ""  # transport of a transfer that is over when its connection is
 
     def step(self, time_ns: int, event: MsnpDirect) -> Patterns:
         """What is neither line nor packet."""
@@ -28,6 +30,8 @@ class DirectConnection:
             marks = (event.nonce, event.hashed_nonce)
             return self._opened(time_ns, event, "p2p", marks)
         if event.step == "open" and event.transport == "webcam":
+            if self._client.service == "direct":  # the answer of the other end
+                return NOTHING
             return self._opened(time_ns, event, "webcam", ())
         if event.step == "block" and self._transfers.active is not None:
             transfer = self._transfers.active
@@ -46,9 +50,22 @@ class DirectConnection:
         client.service = "direct"
         own = client.own(time_ns)
         patterns = self._transfers.connected(event, time_ns, transport, marks, own, peer)
+        if transport != "p2p":  # a session of packets may go on elsewhere
+            self._ends = transport
         if self._transfers.active is not None:
             client.conversation = self._transfers.active.conversation
+        elif transport == "webcam":
+            self._transfers.active = Transfer("webcam", None, (), client.conversation)
         return patterns
+
+    def closed(self, offset: int) -> Patterns:
+        """The connection ended: what has no last word of its own ends with it."""
+        transfer = self._transfers.active
+        if transfer is None or not self._ends or transfer.state in ("complete", "cancel"):
+            return NOTHING
+        end = MsnpDirect(offset=offset, length=0, transport=self._ends, step="end")
+        webcam = self._ends == "webcam"
+        return [transfer.tell(end, "complete" if webcam else "cancel")]
 
     def packet(self, time_ns: int, event: MsnpPacket) -> Patterns:
         recipients = (event.recipient,) if event.recipient else ()

@@ -19,7 +19,7 @@ from streamtap.patterns.msnp.notification import Notification
 from streamtap.patterns.msnp.switchboard import Switchboard
 from streamtap.patterns.msnp.transfers import Transfers
 from streamtap.patterns.msnp.words import account_of, error_name
-from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket
+from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, MsnpPrelude
 
 REQUESTS = 64  # requests that an error may name
 
@@ -35,7 +35,7 @@ class MsnpFlow:
     def __init__(self, flow: Flow, links: Links, chunks: Chunks, content: Content) -> None:
         self._flow_id = flow.flow_id
         self._client = Client(flow, links, content)
-        transfers = Transfers(flow, links)
+        transfers = Transfers(self._client)
         self._notification = Notification(self._client, transfers)
         self._board = Switchboard(self._client, transfers, chunks)
         self._direct = DirectConnection(self._client, transfers)
@@ -45,6 +45,10 @@ class MsnpFlow:
     def account(self) -> str | None:
         """Whose it is, as far as it is known."""
         return self._client.account
+
+    def reached(self, server: str) -> None:
+        """The host:port behind the proxy that the flow goes to."""
+        self._client.server = server
 
     def interpret(self, direction: Direction, time_ns: int, event: Event) -> Sequence[Meaning]:
         """What an event of this flow means."""
@@ -57,13 +61,21 @@ class MsnpFlow:
                     patterns = self._board.message(direction, time_ns, event)
             else:
                 patterns = self._command(direction, time_ns, event)
+                if not patterns:
+                    return ()
         elif type(event) is MsnpPacket:
             if self._client.service == "direct":
                 patterns = self._direct.packet(time_ns, event)
+            elif self._notification.carries:
+                patterns = self._notification.packet(time_ns, event)
             else:
                 patterns = self._board.packet(direction, time_ns, event)
         elif type(event) is MsnpDirect:
             patterns = self._direct.step(time_ns, event)
+        elif type(event) is MsnpPrelude:
+            if event.target:
+                self.reached(event.target)
+            return ()
         else:
             return ()
         flow_id = self._flow_id
@@ -73,6 +85,8 @@ class MsnpFlow:
         """The connection ended. Somebody who did not sign out before has done so now."""
         patterns: list[Pattern] = []
         offset = offsets[Direction.TO_SERVER]
+        if reason in ("fin", "rst"):
+            patterns += self._direct.closed(offset)
         if self._client.undecided:
             patterns += self._client.connect(offset, 0, "notification")
         if self._notification.signed_in and reason in ("fin", "rst"):
@@ -98,7 +112,7 @@ class MsnpFlow:
         member = switchboard.HANDLERS[direction].get(verb)
         if member is not None:
             return member(self._board, time_ns, event)
-        return self._error(event) if verb.isdigit() else NOTHING
+        return self._error(event) if verb.isdigit() or verb == "NAK" else NOTHING
 
     def _either(self, direction: Direction, time_ns: int, event: MsnpCommand) -> Patterns:
         """USR and OUT: said to notification servers and switchboards."""
@@ -126,7 +140,11 @@ class MsnpFlow:
             del self._requests[next(iter(self._requests))]
 
     def _error(self, event: MsnpCommand) -> Patterns:
-        code = int(event.verb)
+        nak = event.verb == "NAK"  # no number: the message with this transaction is not delivered
+        code = 0 if nak else int(event.verb)
+        command = self._requests.get(event.transaction or 0)
+        if nak or (command is None and event.transaction and self._client.is_board):
+            command = "MSG"  # the one request that is not kept
         return [
             Error(
                 offset=event.offset,
@@ -134,7 +152,7 @@ class MsnpFlow:
                 protocol="msnp",
                 conversation=self._client.conversation,
                 code=code,
-                name=error_name(code),
-                command=self._requests.get(event.transaction or 0),
+                name="not delivered" if nak else error_name(code),
+                command=command,
             )
         ]

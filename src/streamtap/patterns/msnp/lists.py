@@ -1,36 +1,15 @@
-"""Contact lists and presence of MSNP, in the shapes of all versions: commands to patterns."""
+"""Contact lists of MSNP, in the shapes of all versions: commands to patterns."""
 
 from collections.abc import Sequence
 
-from streamtap.patterns.model import Contacts, Pattern, Presence
+from streamtap.patterns.model import Contacts, Pattern
 from streamtap.patterns.msnp.words import (
     LISTS,
     account_of,
     list_entries,
     lists_of_bits,
-    presence_of,
 )
 from streamtap.protocols.msnp import MsnpCommand
-
-
-def presence(event: MsnpCommand, account: str, status: str, name: str | None) -> Presence:
-    return Presence(
-        offset=event.offset,
-        length=event.length,
-        protocol="msnp",
-        account=account,
-        status=status,
-        display_name=name,
-    )
-
-
-def contact_presence(event: MsnpCommand) -> Sequence[Pattern]:
-    """NLN, ILN and FLN."""
-    args = event.args
-    if event.verb == "FLN":
-        return [presence(event, account_of(args[0]), "offline", None)] if args else ()
-    found = presence_of(args)
-    return () if found is None else [presence(event, *found)]
 
 
 def _contacts(

@@ -2,20 +2,21 @@
 
 from collections.abc import Callable, Sequence
 
+from streamtap.model import Direction
 from streamtap.patterns.model import CLIENT_CLIENT, Invite, Pattern, Redirect, SignIn, SignOut
 from streamtap.patterns.msnp.client import Client
 from streamtap.patterns.msnp.lists import (
-    contact_presence,
     list_change,
     list_entry,
     list_payload,
     list_sizes,
-    presence,
 )
+from streamtap.patterns.msnp.presence import Presences, name_of
 from streamtap.patterns.msnp.relayed import Relayed
 from streamtap.patterns.msnp.transfers import Transfers
-from streamtap.patterns.msnp.words import OUT_REASONS, STATUS, account_of, place_of, unquoted
-from streamtap.protocols.msnp import MsnpCommand
+from streamtap.patterns.msnp.words import OUT_REASONS, account_of, place_of, unquoted
+from streamtap.protocols.msnp import MsnpCommand, MsnpPacket
+from streamtap.protocols.msnp.commands import NEWEST
 from streamtap.protocols.msnp.p2p import parse_slp
 
 Patterns = Sequence[Pattern]
@@ -25,13 +26,15 @@ NOTHING: Patterns = ()
 class Notification:
     """One client's session with the service."""
 
-    __slots__ = ("_client", "_relayed", "_transfers", "signed_in")
+    __slots__ = ("_client", "_presences", "_relayed", "_transfers", "carries", "signed_in")
 
     def __init__(self, client: Client, transfers: Transfers) -> None:
         self._client = client
         self._transfers = transfers
-        self._relayed = Relayed(client)
+        self._presences = Presences(client.content)
+        self._relayed = Relayed(client, self._presences, transfers)
         self.signed_in = False
+        self.carries = False  # messages between people come this way
 
     # -- sign-in and sign-out
 
@@ -46,6 +49,8 @@ class Notification:
     def server_version(self, time_ns: int, event: MsnpCommand) -> Patterns:
         if event.args and event.args[0].startswith("MSNP"):
             self._client.version = event.args[0]
+            if self._client.version_number > NEWEST:  # what follows is not understood
+                return self._client.connect(event.offset, event.length, "notification")
         return NOTHING
 
     def identify(self, time_ns: int, event: MsnpCommand) -> Patterns:
@@ -160,19 +165,23 @@ class Notification:
     # -- presence and lists
 
     def own_presence(self, time_ns: int, event: MsnpCommand) -> Patterns:
-        own = self._client.own(time_ns)
-        status = STATUS.get(event.args[0] if event.args else "")
-        if own is None or status is None:
-            return NOTHING
-        return [presence(event, own, status, self._client.name)]
+        return self._presences.own(event, self._client.own(time_ns), self._client.name)
 
     def contact_presence(self, time_ns: int, event: MsnpCommand) -> Patterns:
-        return contact_presence(event)
+        return self._presences.contact(event)
+
+    def personal(self, time_ns: int, event: MsnpCommand) -> Patterns:
+        """UBX of a contact, or of an own endpoint."""
+        return self._presences.personal(event, account_of(event.args[0]) if event.args else None)
+
+    def own_personal(self, time_ns: int, event: MsnpCommand) -> Patterns:
+        return self._presences.personal(event, self._client.own(time_ns))
 
     def property(self, time_ns: int, event: MsnpCommand) -> Patterns:
-        args = event.args
-        if "MFN" in args and (at := args.index("MFN") + 1) < len(args):
-            self._client.name = unquoted(args[at])
+        name = name_of(event)
+        if name is not None:
+            self._client.name = name
+            self._presences.renamed(self._client.own(time_ns), name)
         return NOTHING
 
     def list_sizes(self, time_ns: int, event: MsnpCommand) -> Patterns:
@@ -199,10 +208,22 @@ class Notification:
         return self._relayed.user_message(event, time_ns, self._client.own(time_ns))
 
     def routed_message(self, time_ns: int, event: MsnpCommand) -> Patterns:
-        return self._relayed.routed_message(event, time_ns)
+        self.carries = True
+        return self._relayed.routed_message(event, time_ns, self._client.own(time_ns))
 
-    def publication(self, time_ns: int, event: MsnpCommand) -> Patterns:
-        return self._relayed.publication(event, self._client.own(time_ns), self._client.name)
+    def packet(self, time_ns: int, event: MsnpPacket) -> Patterns:
+        return self._relayed.packet(event, time_ns)
+
+    def publish(self, time_ns: int, event: MsnpCommand) -> Patterns:
+        own = self._client.own(time_ns)
+        return self._relayed.publication(Direction.TO_SERVER, time_ns, event, own)
+
+    def acknowledged(self, time_ns: int, event: MsnpCommand) -> Patterns:
+        return self._relayed.acknowledged(event, time_ns)
+
+    def published(self, time_ns: int, event: MsnpCommand) -> Patterns:
+        own = self._client.own(time_ns)
+        return self._relayed.publication(Direction.TO_CLIENT, time_ns, event, own)
 
     def signal(self, time_ns: int, event: MsnpCommand) -> Patterns:
         """User to user: type 3 is MSNSLP text."""
@@ -223,7 +244,9 @@ HANDLERS: tuple[dict[str, Handler], dict[str, Handler]] = (
         "UUM": _N.user_message,
         "UUN": _N.signal,
         "SDG": _N.routed_message,
-        "PUT": _N.publication,
+        "PUT": _N.publish,
+        "DEL": _N.publish,
+        "UUX": _N.own_personal,
     },
     {
         "VER": _N.server_version,
@@ -246,7 +269,9 @@ HANDLERS: tuple[dict[str, Handler], dict[str, Handler]] = (
         "UBM": _N.user_message,
         "UBN": _N.signal,
         "SDG": _N.routed_message,
-        "NFY": _N.publication,
+        "NFY": _N.published,
+        "PUT": _N.acknowledged,
+        "UBX": _N.personal,
         "NOT": _N.alert,
     },
 )

@@ -3,6 +3,7 @@
 from streamtap.patterns.model import CLIENT_CLIENT, File, Media, Pattern
 from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket
 
+LIVE = frozenset({"webcam", "voice_call", "video_call", "whiteboard", "game"})
 NAME = 1024  # characters of a file's name; no file system has longer ones
 
 
@@ -39,6 +40,11 @@ class Transfer:
         self.done = 0  # bytes of the file
         self.quarters = 0  # told so far
         self.state = "offer"
+
+    @property
+    def live(self) -> bool:
+        """It goes on until somebody ends it: no number of bytes completes it."""
+        return self.kind in LIVE
 
     def tell(self, event: MsnpCommand | MsnpPacket | MsnpDirect, action: str) -> Pattern:
         """The pattern for what happens to it now."""

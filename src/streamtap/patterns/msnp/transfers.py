@@ -4,9 +4,8 @@ Three ways of asking (an invitation in a message, MSNSLP in peer-to-peer packets
 to one `Transfer` that several flows may carry on.
 """
 
-from streamtap.model import Flow
-from streamtap.patterns.links import Links, scope_of, server_of
 from streamtap.patterns.model import CLIENT_CLIENT, Direct, Pattern
+from streamtap.patterns.msnp.client import Client
 from streamtap.patterns.msnp.mime import fields_of
 from streamtap.patterns.msnp.transfer import Transfer
 from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, Slp
@@ -18,11 +17,13 @@ MEDIA_GUIDS = {
     "{4BD96FC0-AB17-4425-A14A-439185962DC8}": "video_call",
     "{6A13AF9C-5308-4F35-923A-67E8DDA40C2F}": "game",
     "{02D3C01F-BF30-4825-A83A-DE7AF41648AA}": "voice_call",
+    "{44BBA842-CC51-11CF-AAFA-00AA00B6015C}": "video_call",  # NetMeeting
     "{F1B1920C-6A3C-4CE7-B18C-AFAB305FD03D}": "whiteboard",
 }
 OBJECT_TYPES = {2: "emoticon", 3: "display_picture", 7: "display_picture"}
 PORT_MASK = 0x3141  # PortX is the port under this mask
 COMPLETED = frozenset({"16777987", "16777989"})
+DATA = 0x4  # flag of a version 2 packet with bytes of an object or file
 ADDRESSES = 16  # addresses of one negotiation that are followed
 ADDRESS_LISTS = (
     ("ipv4internal-addrs", "ipv4internal-port"),
@@ -35,12 +36,12 @@ ADDRESS_AND_PORT_LISTS = ("ipv4internaladdrsandports", "ipv4externaladdrsandport
 class Transfers:
     """The transfers that one flow takes part in, in the links that it shares with others."""
 
-    __slots__ = ("_flow", "_links", "_scope", "active")
+    __slots__ = ("_client", "_links", "_scope", "active")
 
-    def __init__(self, flow: Flow, links: Links) -> None:
-        self._flow = flow
-        self._links = links
-        self._scope = scope_of(flow)
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._links = client.links
+        self._scope = client.scope
         self.active: Transfer | None = None  # of a direct connection
 
     # -- in messages of a switchboard
@@ -116,6 +117,8 @@ class Transfers:
         transfer = self._session(event.session, time_ns)
         if transfer is None:
             return []
+        if transfer.live:
+            return []
         if self.active is None and sender is None:
             self.active = transfer
         if transfer.kind != "file":
@@ -124,6 +127,8 @@ class Transfers:
             transfer.size = event.total
         elif transfer.size is None:
             transfer.size = event.total
+        if event.version == 2 and not event.flags & DATA:
+            return []  # data preparation, as above
         if event.version == 1:
             done = event.position + event.size
         else:  # the header says what is still to come
@@ -158,7 +163,8 @@ class Transfers:
         if transfer is None or transfer.state in ("complete", "cancel", "decline"):
             return []
         if slp.method == "BYE":
-            return [transfer.tell(event, "cancel")]
+            ended = transfer.live and transfer.state == "accept"
+            return [transfer.tell(event, "complete" if ended else "cancel")]
         if slp.content_type == "sessionreqbody" and slp.code is not None:
             if slp.code == 200 and transfer.state == "offer":
                 return [transfer.tell(event, "accept")]
@@ -260,7 +266,7 @@ class Transfers:
     ) -> list[Pattern]:
         """A direct connection shows who it is by a nonce or cookie; else its address tells."""
         keys = [("secret", self._scope, mark) for mark in marks if mark]
-        keys.append(("listening", self._scope, server_of(self._flow)))
+        keys.append(("listening", self._scope, self._client.server))
         for key in keys:
             found = self._links.find(key, time_ns)
             if isinstance(found, Transfer):
@@ -274,7 +280,7 @@ class Transfers:
                 protocol="msnp",
                 pattern=CLIENT_CLIENT,
                 conversation=transfer.conversation if transfer else None,
-                address=str(self._flow.remote),
+                address=str(self._client.flow.remote),
                 transport=transport,
                 account=transfer.other(own) if transfer and own and not peer else peer,
             )

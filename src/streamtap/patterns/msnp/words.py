@@ -120,6 +120,10 @@ _NETWORK = re.compile(r"\d{1,3}:")
 _TAG = re.compile(rb"<(/?)(ml|d|c|t|sep)\b([^<>]{0,1024})>")
 _ATTRIBUTE = re.compile(rb"""\b([a-z]{1,8})=(?:"([^"]*)"|'([^']*)')""")
 _STATUS = re.compile(rb"<Status>([A-Z]{3})</Status>")
+_PERSONAL = re.compile(rb"<PSM>([^<]{0,8192})</PSM>")
+_GROUP = re.compile(r"(?:\A|via=)(?:9|10):([^;\s]{1,320})")
+_MEMBER = re.compile(r"/roster\([^)]*\)/user\(([^)]{1,400})\)")
+_ROSTER = re.compile(rb"<user>\s*<id>([^<]{1,400})</id>")
 _FRIENDLY = re.compile(rb"<FriendlyName>([^<]{1,2048})</FriendlyName>")
 _ENTITIES = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&apos;", "'"), ("&amp;", "&"))
 
@@ -205,7 +209,12 @@ def _plain(text: bytes) -> str:
 
 
 class Routed(NamedTuple):
-    """A payload with routing headers (MSNP18 … 21). kind: "" where it is no message."""
+    """A payload with routing headers (MSNP18 … 21).
+
+    kind: of a message, "" where it is none; signal: what kind of signal it is, or "".
+    group: the circle or group that it is about, or ""; uri: what a publication is about, and
+    member: the account in it that this one is about, or "".
+    """
 
     sender: str
     recipient: str
@@ -214,6 +223,10 @@ class Routed(NamedTuple):
     content_type: str
     body: bytes
     size: int
+    signal: str
+    group: str
+    uri: str
+    member: str
 
 
 def routed(payload: bytes, announced: int) -> Routed | None:
@@ -223,28 +236,47 @@ def routed(payload: bytes, announced: int) -> Routed | None:
         return None
     routing, about = fields_of(blocks[0]), fields_of(blocks[2])
     used = sum(map(len, blocks[:3])) + 12
-    kind = ""
+    kind = signal = ""
     if "messaging" in about:
         name = about.get("message-type", "").lower()
         if about.get("message-subtype"):
             name = f"{name}/{about['message-subtype'].lower()}"
-        kind = (
-            "" if name == "data" or name.startswith("signal") else MESSAGE_TYPES.get(name, "other")
-        )
-    sender = routing.get("from", "")
+        if name.startswith("signal"):
+            signal = name.removeprefix("signal/")
+        elif name != "data":
+            kind = MESSAGE_TYPES.get(name, "other")
+    sender, to = routing.get("from", ""), routing.get("to", "")
+    group = _GROUP.search(to) or _GROUP.search(sender)
+    uri = about.get("uri", "")
+    member = _MEMBER.search(uri)
     return Routed(
         account_of(sender),
-        account_of(routing.get("to", "")),
+        account_of(to),
         sender.partition("epid=")[2].partition(";")[0][:ENDPOINT],
         kind,
         about.get("content-type", "unknown").partition(";")[0].strip().lower(),
         payload[used:],
         max(0, announced - used),
+        signal,
+        group[1].lower() if group else "",
+        uri,
+        account_of(member[1]) if member else "",
     )
 
 
-def roster_status(body: bytes) -> tuple[str | None, str | None, set[str]]:
-    """Status, name and endpoints in `<user>` XML."""
+def roster(body: bytes) -> list[str]:
+    """The accounts in the roster of `<circle>` XML."""
+    return [account_of(_plain(text)) for text in _ROSTER.findall(body[:HEAD])]
+
+
+def personal_message(payload: bytes) -> str | None:
+    """The words that stand beside somebody's status; None where nothing is said of them."""
+    found = _PERSONAL.search(payload[:HEAD])
+    return _plain(found[1]) if found else None
+
+
+def roster_status(body: bytes) -> tuple[str | None, str | None, str | None, set[str]]:
+    """Status, name, personal message and endpoints in `<user>` XML."""
     body = body[:HEAD]
     status = _STATUS.search(body)
     name = _FRIENDLY.search(body)
@@ -255,5 +287,6 @@ def roster_status(body: bytes) -> tuple[str | None, str | None, set[str]]:
     return (
         STATUS.get(status[1].decode()) if status else None,
         _plain(name[1]) if name else None,
+        personal_message(body),
         endpoints,
     )

@@ -2,16 +2,30 @@
 
 import re
 
-from streamtap.events import Event
 from streamtap.model import Direction
-from streamtap.protocols.msnp.p2p import Packets, decode
+from streamtap.protocols.msnp.events import MsnpPacket
+from streamtap.protocols.msnp.p2p import Packets, Raw, decode, decode_all
 from streamtap.protocols.msnp.secrets import redact_payload
 
 PEER_TO_PEER = b"x-msnmsgrp2p"
-HEAD = 512  # bytes of a payload within which its type stands
+HEAD = 2048  # bytes of a payload within which its type stands
+BLOCKS = {"MSG": 1, "SDG": 3}  # of headers, each with an empty line behind it
+EMPTY = b"\r\n\r\n"
 
 _P2P_TYPE = re.compile(rb"(?im)^Content-Type:[ \t]*application/x-msnmsgrp2p")
 _P2P_NAMES = re.compile(rb"(?im)^P2P-(Dest|Src):[ \t]*([^\r\n;]*)(;?)")
+_ROUTES = re.compile(rb"(?im)^(From|To):[ \t]*(?:\d{1,3}:)?([^\r\n;]*)")
+
+
+def head_of(verb: str, payload: bytes) -> tuple[bytes, bytes | None]:
+    """The headers of a message with the empty line behind them, and the body if there is one."""
+    end = 0
+    for _ in range(BLOCKS[verb]):
+        found = payload.find(EMPTY, end)
+        if found < 0:
+            return payload, None
+        end = found + len(EMPTY)
+    return payload[:end], payload[end:]
 
 
 class Carried:
@@ -28,26 +42,46 @@ class Carried:
         """Bytes of unfinished MSNSLP messages."""
         return self._packets.held
 
-    def split(self, end: int, args: list[str], payload: bytes) -> tuple[bytes, Event] | None:
-        """MIME header and packet of a message, or None if it holds none.
+    def split(
+        self, verb: str, end: int, args: list[str], payload: bytes
+    ) -> tuple[bytes, list[MsnpPacket]]:
+        """Headers and packets of a message; no packets where it holds none.
 
         end: stream offset of the end of the payload. args: as in the command.
         """
-        head, empty, body = payload.partition(b"\r\n\r\n")
-        if not _P2P_TYPE.search(head):
-            return None
-        names = {kind.lower(): (name, more) for kind, name, more in _P2P_NAMES.findall(head)}
-        endpoints = b"src" in names or bool(names.get(b"dest", (b"", b""))[1])
-        raw = decode(body, footer=True, endpoints=endpoints) if empty else None
-        if raw is None:
-            return None
-        recipient = str(names.get(b"dest", (b"", b""))[0].strip(), "utf-8", "backslashreplace")
-        received = self._direction is Direction.TO_CLIENT and args
-        event = self._packets.event(
-            raw,
-            offset=end - len(body),
-            length=len(body),
-            sender=args[0].partition(";")[0].lower() if received else None,
-            recipient=recipient.lower() or None,
+        head, body = head_of(verb, payload)
+        if not body or not _P2P_TYPE.search(head):
+            return b"", []
+        sender: str | None = None
+        if verb == "SDG":
+            routes = {kind.lower(): _account(name) for kind, name in _ROUTES.findall(head)}
+            sender, recipient = routes.get(b"from"), routes.get(b"to")
+            raws = decode_all(body)
+        else:
+            names = {kind.lower(): (name, more) for kind, name, more in _P2P_NAMES.findall(head)}
+            to, endpoint = names.get(b"dest", (b"", b""))
+            recipient = _account(to)
+            if self._direction is Direction.TO_CLIENT and args:
+                sender = args[0].partition(";")[0].lower()
+            raw = decode(body, footer=True, endpoints=b"src" in names or bool(endpoint))
+            raws = [(raw, len(body))] if raw is not None else []
+        return redact_payload(verb, args, head), self._events(
+            raws, end - len(body), sender, recipient
         )
-        return redact_payload("MSG", args, head + empty), event
+
+    def _events(
+        self, raws: list[tuple[Raw, int]], offset: int, sender: str | None, recipient: str | None
+    ) -> list[MsnpPacket]:
+        events = []
+        for raw, length in raws:
+            events.append(
+                self._packets.event(
+                    raw, offset=offset, length=length, sender=sender, recipient=recipient
+                )
+            )
+            offset += length
+        return events
+
+
+def _account(name: bytes) -> str | None:
+    return str(name.strip(), "utf-8", "backslashreplace").lower() or None

@@ -58,12 +58,12 @@ PAYLOADS_TO_CLIENT: dict[str, tuple[int, ...]] = {
 # Commands that never carry one, whatever their last argument looks like.
 PLAIN_TO_SERVER = _words(
     "VER CVR CVQ INF USR XFR ANS CAL CHG SYN PRP GTC BLP ADD ADC REM REA ADG RMG REG SBP SBS IMS "
-    "URL FND LKP CHL PNG OUT FSL SND GCF LST"
+    "URL FND LKP CHL PNG OUT FSL SND GCF LST CNT"
 )
 PLAIN_TO_CLIENT = _words(
     "VER CVR CVQ INF USR XFR RNG ANS IRO JOI CAL BYE ACK NAK CHG NLN ILN FLN SYN LST LSG PRP BPR "
     "GTC BLP ADD ADC REM REA ADG RMG REG SBP SBS IMS URL FND LKP QNG CHL OUT FSL SND SDC QRY UUM "
-    "PAG PGD VAS"
+    "PAG PGD VAS CNT"
 )
 ERRORS = tuple(f"{code:03}" for code in range(1000))
 
@@ -108,6 +108,10 @@ OPENINGS: dict[str, tuple[bytes, ...]] = {
 }
 OPENING = max(len(opening) for openings in OPENINGS.values() for opening in openings)
 
+# MSNP22 and later are framed in another way. They begin with CNT, or a VER that offers no other.
+NEWEST = 21
+TELLS_VERSION = frozenset({"VER", "CNT", "XFR"})
+
 STATUSES = _words("NLN BSY IDL BRB AWY PHN LUN HDN FLN")
 METHODS = _words("MD5 TWN SSO CTP SHA")
 
@@ -151,3 +155,15 @@ def begins_command(forms: Forms, data: bytes, at: int) -> bool:
 def longest_payload(verb: str, limits: Limits) -> int:
     """Bytes past which a payload length is taken for garbage."""
     return min(MESSAGE_PAYLOAD, limits.payload) if verb == "MSG" else limits.payload
+
+
+def version_of(direction: Direction, verb: str, args: list[str]) -> tuple[int, bool]:
+    """The version of MSNP that a command of `TELLS_VERSION` agrees on (0 for none), and whether
+    what follows is of a later one than we know. args: without transaction id."""
+    if verb != "VER":
+        return 0, verb == "CNT" or args[:1] == ["CON"]
+    offered = [int(arg[4:]) for arg in args if arg.startswith("MSNP") and is_number(arg[4:])]
+    if direction is Direction.TO_CLIENT:
+        offered = offered[:1]
+    agreed = offered[0] if offered and direction is Direction.TO_CLIENT else 0
+    return agreed, bool(offered) and min(offered) > NEWEST

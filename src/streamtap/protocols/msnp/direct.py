@@ -26,7 +26,9 @@ class Kind(Enum):
     WEBCAM = "webcam"
 
 
+NONCE = 16
 # First bytes of the end that speaks first.
+_NONCE_FRAME = NONCE.to_bytes(4, "little")
 _HANDSHAKE_FRAME = (0x30).to_bytes(4, "little")
 PRELUDES = (
     (b"\x04\0\0\0foo\0", Kind.P2P),
@@ -42,12 +44,30 @@ def recognise(data: bytes) -> Kind | bool:
             return kind
         if prelude.startswith(data):
             return True
+    if _NONCE_FRAME.startswith(data[:4]):  # version 2 without prelude: nothing but the nonce
+        return Kind.P2P if len(data) >= len(_NONCE_FRAME) + NONCE else True
     if _HANDSHAKE_FRAME.startswith(data[:4]):
         # Without prelude: a frame that holds a version 1 header with the handshake flag.
         if len(data) < 4 + 32:
             return True
         return Kind.P2P if int.from_bytes(data[32:36], "little") == HANDSHAKE else False
     return False
+
+
+def recognise_both(to_server: bytes, to_client: bytes) -> Kind | bool:
+    """As `recognise`, by what both ends said: a bare nonce is believed if a nonce answers it."""
+    heads = [data for data in (to_server, to_client) if data]
+    bare = [data for data in heads if data.startswith(_NONCE_FRAME)]
+    kinds = [recognise(data) for data in heads if data not in bare]
+    known = next((kind for kind in kinds if isinstance(kind, Kind)), None)
+    if known is not None:
+        return known
+    if any(kinds):
+        return True
+    if not bare or len(bare) < len(heads):
+        return False
+    complete = len(bare) == 2 and all(isinstance(recognise(data), Kind) for data in bare)
+    return Kind.P2P if complete else True
 
 
 class DirectStream:
@@ -81,6 +101,10 @@ class DirectStream:
         self._dead = False
         self._start = 0
         self._reason = ""
+
+    def begin(self, offset: int) -> None:
+        """Its first byte stands at `offset`; said before there is any."""
+        self._offset = self._start = offset
 
     @property
     def held(self) -> int:

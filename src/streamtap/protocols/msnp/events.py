@@ -84,3 +84,15 @@ class MsnpDirect(Event, frozen=True, kw_only=True, tag="msnp.direct"):
     size: int = 0
     nonce: str | None = None
     hashed_nonce: str | None = None
+
+
+class MsnpPrelude(Event, frozen=True, kw_only=True, tag="msnp.prelude"):
+    """A unit of SOCKS before the first byte of MSNP; names and passwords in it are not told.
+
+    proxy: socks4 or socks5. step: greeting, login, connect or answer.
+    target: host:port that the proxy is asked to connect to.
+    """
+
+    proxy: str
+    step: str
+    target: str | None = None

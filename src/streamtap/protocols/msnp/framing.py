@@ -12,14 +12,16 @@ from enum import Enum
 from streamtap.events import Event, Malformed, Skipped
 from streamtap.model import Direction
 from streamtap.protocols._base import Limits
-from streamtap.protocols.msnp.carried import HEAD, PEER_TO_PEER, Carried
+from streamtap.protocols.msnp.carried import HEAD, PEER_TO_PEER, Carried, head_of
 from streamtap.protocols.msnp.commands import (
     DOUBTFUL,
     FORMS,
     NO_TRANSACTION,
+    TELLS_VERSION,
     begins_command,
     is_number,
     longest_payload,
+    version_of,
 )
 from streamtap.protocols.msnp.events import MsnpCommand
 from streamtap.protocols.msnp.secrets import ARGUMENTS, redact_arguments, redact_payload
@@ -34,8 +36,11 @@ MIDSTREAM = "joined in mid-stream"
 LOST = "bytes were lost"
 TRUNCATED = "rest of a payload of which bytes were lost"
 NOT_MSNP = "not MSNP"
+NEWER = "MSNP22 or later"
 FAILED_LOCKS = 3
 LOCKED = 4  # commands in a row after which a lock has held
+
+CARRIERS = frozenset({"MSG", "SDG"})  # of peer-to-peer packets
 
 _UNKNOWN = re.compile(r"[A-Z]{3}\Z")
 
@@ -91,6 +96,10 @@ class CommandStream:
         self._sought = Search(direction, limits, 0, -1)
         if midstream:
             self._seek(0, MIDSTREAM, fresh=0)
+
+    def begin(self, offset: int) -> None:
+        """Its first byte stands at `offset`; said before there is any."""
+        self._offset = self._start = offset
 
     @property
     def held(self) -> int:
@@ -189,8 +198,8 @@ class CommandStream:
         verb = words[0]
         transaction, args = self._arguments(verb, words[:-1])
         kept = data[line:]
-        if verb == "MSG" and PEER_TO_PEER in kept[:HEAD]:
-            kept = kept.partition(b"\r\n\r\n")[0]
+        if verb in CARRIERS and PEER_TO_PEER in kept[:HEAD]:
+            kept = head_of(verb, kept)[0]
         events.append(
             MsnpCommand(
                 offset=self._offset,
@@ -282,14 +291,13 @@ class CommandStream:
                         words.pop()
             transaction, args = self._arguments(verb, words)
             if payload and not payload.startswith(HARMLESS):
-                if verb == "MSG" and PEER_TO_PEER in payload[:HEAD]:
-                    packet = self._carried.split(base + stop, args, payload)
-                    if packet is not None:
-                        head, event = packet
+                if verb in CARRIERS and PEER_TO_PEER in payload[:HEAD]:
+                    head, packets = self._carried.split(verb, base + stop, args, payload)
+                    if packets:
                         events.append(
                             MsnpCommand(
                                 offset=base + position,
-                                length=event.offset - base - position,
+                                length=packets[0].offset - base - position,
                                 verb=verb,
                                 transaction=transaction,
                                 args=tuple(args),
@@ -297,7 +305,7 @@ class CommandStream:
                                 payload=head,
                             )
                         )
-                        events.append(event)
+                        events += packets
                         position = stop
                         continue
                 payload = redact_payload(verb, args, payload)
@@ -313,6 +321,12 @@ class CommandStream:
                 )
             )
             position = stop
+            if verb in TELLS_VERSION:
+                agreed, newer = version_of(self._direction, verb, args)
+                self._version = agreed or self._version
+                if newer:
+                    self._stop(base + position, NEWER)
+                    return size
         self._run += len(events) - before
         return position
 
@@ -321,10 +335,6 @@ class CommandStream:
         args = words[1:]
         if verb in self._secrets:
             args = redact_arguments(self._direction, verb, args)
-        elif verb == "VER" and self._direction is Direction.TO_CLIENT:
-            offered = args[1] if len(args) > 1 else ""
-            if offered.startswith("MSNP") and is_number(offered[4:]):
-                self._version = int(offered[4:])
         # LSG of MSNP8 and 9 begins with the number of a group.
         if (
             args
@@ -380,6 +390,11 @@ class CommandStream:
 
     def _give_up(self, events: list[Event]) -> None:
         events.append(Malformed(offset=self._start, length=0, reason=NOT_MSNP))
+        self._stop(self._start, NOT_MSNP)
+
+    def _stop(self, start: int, reason: str) -> None:
+        """What stands from `start` on is not looked at."""
         self._state = _State.DEAD
-        self._reason = NOT_MSNP
+        self._start = start
+        self._reason = reason
         self._need = 0

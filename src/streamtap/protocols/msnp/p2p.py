@@ -100,6 +100,27 @@ def _decode_v2(body: bytes, tail: int) -> Raw | None:
     return Raw(2, session, package, 0, len(data) + remaining, kind, None, data)
 
 
+def decode_all(body: bytes) -> list[tuple[Raw, int]]:
+    """The packets of version 2 that fill `body` one behind the other, each with its length; none
+    if they do not. Zeros may follow the last as a footer."""
+    found: list[tuple[Raw, int]] = []
+    at = 0
+    while len(body) - at >= 8:
+        length = body[at] + int.from_bytes(body[at + 2 : at + 4], "big")
+        raw = _decode_v2(body[at : at + length], 0)
+        if raw is None:
+            return []
+        found.append((raw, length))
+        at += length
+    rest = body[at:]
+    if rest.strip(b"\0") or (rest and not found):
+        return []
+    if rest:
+        raw, length = found.pop()
+        found.append((raw, length + len(rest)))
+    return found
+
+
 class Packets:
     """The packets of one direction: decodes them and puts MSNSLP messages together."""
 

@@ -9,16 +9,17 @@ from streamtap.events import Event, Malformed, Skipped
 from streamtap.model import Direction
 from streamtap.protocols._base import Limits, Verdict
 from streamtap.protocols._buffer import drain
-from streamtap.protocols.msnp.direct import DirectStream, Kind, recognise
-from streamtap.protocols.msnp.events import MsnpCommand, MsnpDirect, MsnpPacket
+from streamtap.protocols.msnp.direct import DirectStream, Kind, recognise, recognise_both
+from streamtap.protocols.msnp.events import MsnpCommand, MsnpDirect, MsnpPacket, MsnpPrelude
 from streamtap.protocols.msnp.framing import CommandStream
+from streamtap.protocols.msnp.prelude import Prelude, without_prelude
 
 # The first line of a client: a version offer, or an account with a method or cookie.
 _FIRST = re.compile(
     rb"(?:VER [0-9]{1,10} (?:MSNP[0-9]|CVR0)"
     rb"|USR [0-9]{1,10} (?:(?:MD5|TWN|SSO|CTP|SHA) [ISA]\b|[^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ *\r?\n)"
     rb"|ANS [0-9]{1,10} [^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ [0-9]+ *\r?\n"
-    rb"|XFR [0-9]{1,10} NS)"
+    rb"|XFR [0-9]{1,10} NS|CNT [0-9]{1,10} CON )"
 )
 # What a server says first on a flow that was open before we came.
 _ANSWER = re.compile(
@@ -39,7 +40,7 @@ _MESSAGE = re.compile(
     rb"MSG (?:[0-9]{1,10} [UNAD]|[^ \r\n@]{1,256}@[^ \r\n]{1,256} [^\r\n]{1,400}) [0-9]{1,5}\r?\n"
     rb"MIME-Version: 1\.0\r?\nContent-Type: "
 )
-_VERBS = (b"VER ", b"USR ", b"ANS ", b"XFR ")
+_VERBS = (b"VER ", b"USR ", b"ANS ", b"XFR ", b"CNT ")
 _LATER_VERBS = (
     *(b"MSG ", b"UUX ", b"ADL ", b"PUT ", b"SDG ", b"CHG ", b"CAL ", b"PNG\r", b"QRY "),
     *(b"NLN ", b"ILN ", b"FLN ", b"JOI ", b"BYE ", b"QNG ", b"UBX ", b"NFY ", b"RNG ", b"CHL "),
@@ -72,6 +73,7 @@ class MsnpParser:
         MsnpCommand,
         MsnpPacket,
         MsnpDirect,
+        MsnpPrelude,
         Malformed,
         Skipped,
     )
@@ -80,6 +82,11 @@ class MsnpParser:
         self._limits = limits
         self._ready: tuple[deque[Event], deque[Event]] = (deque(), deque())
         self._first = (bytearray(), bytearray())  # bytes that do not tell the kind yet
+        # What is said to a proxy first, by direction; None once that is over.
+        self._preludes: list[Prelude | None] = [None, None]
+        if not midstream:
+            self._preludes = [Prelude(direction) for direction in Direction]
+        self._first_offset = [0, 0]  # where MSNP begins
         self._streams = self._begin(None, midstream=True) if midstream else None
 
     @classmethod
@@ -87,12 +94,13 @@ class MsnpParser:
         """By the first bytes of the client; by the server's where only those were seen."""
         if not to_server and not to_client:
             return Verdict.MORE
-        for data in (to_server, to_client):
-            kind = recognise(data) if data else False
-            if isinstance(kind, Kind):
-                return Verdict.YES
-            if kind:
-                return Verdict.MORE
+        to_server = without_prelude(Direction.TO_SERVER, to_server)
+        to_client = without_prelude(Direction.TO_CLIENT, to_client)
+        if not to_server and not to_client:
+            return Verdict.MORE
+        kind = recognise_both(to_server, to_client)
+        if kind is not False:
+            return Verdict.MORE if kind is True else Verdict.YES
         asked = _verdict(to_server, (_FIRST, _REQUEST))
         answered = _verdict(to_client, (_ANSWER,))
         if Verdict.YES in (asked, answered):
@@ -102,12 +110,25 @@ class MsnpParser:
     @property
     def held(self) -> int:
         first = len(self._first[0]) + len(self._first[1])
+        for prelude in self._preludes:
+            first += prelude.held if prelude is not None else 0
         if self._streams is None:
             return first
         return first + self._streams[0].held + self._streams[1].held
 
     def receive(self, direction: Direction, data: bytes | memoryview) -> Iterator[Event]:
         ready = self._ready[direction]
+        prelude = self._preludes[direction]
+        if prelude is not None:
+            events, data = prelude.receive(bytes(data))
+            ready.extend(events)
+            if prelude.finished:
+                self._preludes[direction] = None
+                self._first_offset[direction] = prelude.offset
+                if self._streams is not None:
+                    self._streams[direction].begin(prelude.offset)
+            if not data:
+                return drain(ready)
         if self._streams is None or self._first[direction]:
             first = self._first[direction]
             first += data
@@ -136,6 +157,11 @@ class MsnpParser:
         if self._streams is None:
             self._streams = self._begin(None)
         stream = self._streams[direction]
+        prelude = self._preludes[direction]
+        if prelude is not None:
+            self._ready[direction].extend(prelude.stop())
+            self._preludes[direction] = None
+            stream.begin(prelude.offset)
         first = self._first[direction]
         if first:
             self._ready[direction].extend(stream.receive(bytes(first)))
@@ -143,12 +169,17 @@ class MsnpParser:
         return stream
 
     def _begin(self, kind: Kind | None, *, midstream: bool = False) -> _Streams:
+        streams: _Streams
         if kind is None:
-            return (
+            streams = (
                 CommandStream(Direction.TO_SERVER, self._limits, midstream=midstream),
                 CommandStream(Direction.TO_CLIENT, self._limits, midstream=midstream),
             )
-        return (
-            DirectStream(kind, Direction.TO_SERVER, self._limits),
-            DirectStream(kind, Direction.TO_CLIENT, self._limits),
-        )
+        else:
+            streams = (
+                DirectStream(kind, Direction.TO_SERVER, self._limits),
+                DirectStream(kind, Direction.TO_CLIENT, self._limits),
+            )
+        for direction in Direction:
+            streams[direction].begin(self._first_offset[direction])
+        return streams
