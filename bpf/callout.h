@@ -184,6 +184,9 @@ struct settings {		     /* the one value of `settings`, mapped by user space */
 	unsigned int head;
 	unsigned int new_only; /* leave out connections that are open already */
 	unsigned int abi;      /* STREAMTAP_ABI */
+	unsigned int tracked;  /* some process was found to be in scope by its program or pid */
+	unsigned int
+		marked; /* some socket was marked: until then the packet hooks return at once */
 };
 
 struct counters { /* the one per-CPU value of `counters` */

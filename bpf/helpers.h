@@ -58,6 +58,5 @@ HELPER(long, seq_write, struct seq_file *to, const void *data, __u32 length);
 #define NETWORK16(x) __builtin_bswap16(x)
 #define NETWORK32(x) __builtin_bswap32(x)
 #define likely(x)    __builtin_expect(!!(x), 1)
-#define unlikely(x)  __builtin_expect(!!(x), 0)
 
 #endif

@@ -5,7 +5,6 @@ import json
 import msgspec
 import pytest
 
-from streamtap import pipeline as pipeline_module
 from streamtap.events import (
     FlowClosed,
     FlowOpened,
@@ -30,6 +29,7 @@ from streamtap.model import (
 from streamtap.patterns import Data, Message
 from streamtap.pipeline import Pipeline
 from streamtap.protocols.http import HttpParser
+from streamtap.speech import SECOND_LOOKS
 
 UP, DOWN = Direction.TO_SERVER, Direction.TO_CLIENT
 MS = 1_000_000
@@ -249,6 +249,53 @@ def test_a_parser_that_breaks_is_reported_and_the_flow_goes_on(
     assert closing(records).complete is True
 
 
+def test_what_breaks_before_the_protocol_is_known_ends_neither_the_flow_nor_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(to_server: bytes, to_client: bytes) -> None:
+        if b"secret" in to_server:
+            raise RuntimeError("secret payload")
+
+    monkeypatch.setattr(HttpParser, "probe", broken)
+    pipe, talk, other = Pipeline(), Talk(), Talk(2)
+    records = pipe.feed(
+        [
+            opened(),
+            opened(2, namespace=8),
+            talk.say(UP, b"secret", 1 * MS),
+            other.say(UP, b"\0", 2 * MS),
+        ]
+    )
+    records += pipe.feed([talk.say(UP, b"more", 3 * MS)])
+    records += pipe.feed([Closed(1, 40 * MS, "fin", (10, 0)), Closed(2, 40 * MS, "fin", (1, 0))])
+    (failed,) = bodies(records, ParserFailed)
+    assert isinstance(failed, ParserFailed)
+    assert failed.error == "RuntimeError"
+    closings = [r.body for r in records if isinstance(r.body, FlowClosed)]
+    assert [(body.sent, body.complete) for body in closings] == [(10, True), (1, True)]
+    assert [r.body.bytes for r in records if isinstance(r.body, Data)] == [1, 4]
+    assert "RuntimeError" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_flow_that_breaks_the_patterns_at_its_end_is_closed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("secret payload")
+
+    pipe, talk = Pipeline(), Talk()
+    monkeypatch.setattr(pipe.conversations, "closed", broken)
+    records = pipe.feed([opened(), talk.say(UP, b"\0", 1 * MS), Closed(1, 2 * MS, "fin", (1, 0))])
+    assert tags(records)[-2:] == ["stream.parser_failed", "flow.closed"]
+
+
+def test_a_forced_protocol_is_told_only_where_something_was_said() -> None:
+    pipe = Pipeline(protocol="msnp")
+    records = pipe.feed([opened(), Closed(1, 1 * MS, "fin", (0, 0))])
+    assert tags(records) == ["flow.opened", "flow.closed"]
+
+
 def test_a_forced_protocol_is_not_detected() -> None:
     pipe, talk = Pipeline(protocol="opaque"), Talk()
     records = pipe.feed([opened(), talk.say(UP, b"GET / HTTP/1.1\r\n\r\n", 1 * MS)])
@@ -266,7 +313,7 @@ def test_what_nobody_wants_is_not_made_but_understood() -> None:
 def test_second_looks_are_bounded() -> None:
     pipe, talk = Pipeline(), Talk()
     pipe.feed([opened(midstream=True, passed=(0, 1))])
-    for n in range(pipeline_module.SECOND_LOOKS + 2):
+    for n in range(SECOND_LOOKS + 2):
         pipe.feed([talk.say(DOWN, b"\0noise", n * MS)])
     records = pipe.feed([talk.say(UP, b"GET / HTTP/1.1\r\n\r\n", 100 * MS)])
     assert "flow.identified" not in tags(records)

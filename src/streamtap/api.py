@@ -69,11 +69,6 @@ _COUNTED = frozenset(
     (body.provider, body.flag, body.level)
     for body in (FlowClosed, StreamGap, StreamLimit, ParserFailed)
 )
-_DROPS = {  # counters of the callouts
-    "lost_segments": "segments for which the ring had no room",
-    "control_lost": "openings and closings for which the ring had no room",
-    "marks_lost": "sockets that could not be marked",
-}
 
 
 class Run:
@@ -162,7 +157,7 @@ class Run:
             yield self._counted(records)
         for records in watch.finish():
             yield self._counted(records)
-        self._read_drops()
+        self.drops = watch.losses
         stopped = Stopped(
             flows=self.flows,
             bytes=self.bytes,
@@ -211,16 +206,6 @@ class Run:
             elif kind is ParserFailed:
                 self.failures += 1
         return records
-
-    def _read_drops(self) -> None:
-        watch = self.watch
-        counters = watch.callouts.counters()
-        table = watch.pipeline.table
-        self.drops = {text: counters[name] for name, text in _DROPS.items()} | {
-            "first segments whose connection was never seen": watch.source.orphans_lost,
-            "flows beyond the most that are followed": table.refused,
-            "segments of flows that were not known": table.early_refused,
-        }
 
     def close(self) -> None:
         """Ends the command if it still runs, and detaches all; a second call does nothing."""

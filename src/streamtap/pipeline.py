@@ -6,12 +6,13 @@ time over all flows. Then each run goes to its parser, its events to the pattern
 left after cleaning becomes a record.
 """
 
+import logging
 import os
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from operator import attrgetter, itemgetter
+from traceback import extract_tb
 
 from streamtap.events import (
     Body,
@@ -44,61 +45,20 @@ from streamtap.model import (
 )
 from streamtap.patterns import INSIDE, Conversations, Data, Meaning, clean
 from streamtap.patterns.bursts import PAUSE_NS
-from streamtap.protocols import Limits, Parser, by_name, detect
+from streamtap.protocols import Limits, Parser, by_name
 from streamtap.protocols.opaque import OpaqueData
+from streamtap.speech import OPAQUE, Run, Speech
 from streamtap.streams import Reassembler
 
 Places = frozenset[tuple[str, str, str]]
 SetPolicy = Callable[[int, Policy], None]
-_OPAQUE = "opaque"
-SECOND_LOOKS = 16
-LIMIT_PAUSE_NS = 1_000_000_000
+LIMIT_PAUSE_NS = 1_000_000_000  # between two records of flows that were refused
 
-
-class _Speech:
-    """What a flow says: its parser once it is known, and until then what it said so far.
-
-    name: of the protocol; "" while it is not decided.
-    waiting: the runs seen before that; heads: the first bytes of each direction.
-    offsets: where each direction is, as far as it went to a parser.
-    plain: bursts are all that is told of it: no parser knows it, and nobody wants every arrival.
-    unheard: nobody wants what it says: its bytes are counted and go no further.
-    second_looks: so many more runs of a flow joined midstream, and not understood at first, may
-        show what it speaks: it may have been joined inside a payload.
-    """
-
-    __slots__ = (
-        "heads",
-        "info",
-        "name",
-        "offsets",
-        "parser",
-        "plain",
-        "second_looks",
-        "secondary",
-        "unheard",
-        "waiting",
-    )
-
-    def __init__(self, info: FlowInfo, secondary: bool) -> None:
-        self.info = info
-        self.secondary = secondary
-        self.plain = False
-        self.unheard = secondary
-        self.name = ""
-        self.parser: Parser | None = None
-        self.heads = (bytearray(), bytearray())
-        self.waiting: list[tuple[Direction, _Run]] = []
-        self.offsets = [0, 0]
-        self.second_looks = 0
-
-
-State = FlowState[Reassembler, _Speech]
-# Offset, bytes (None where they were counted), ends and times of segments; or a gap.
-_Run = tuple[int, bytes | memoryview | None, Sequence[int], Sequence[int]] | Gap
-_Step = tuple[int, State, Direction, _Run | Overlap | Limit | Opened | Closed]
+State = FlowState[Reassembler, Speech]
+_Step = tuple[int, State, Direction, Run | Overlap | Limit | Opened | Closed]
 _time = itemgetter(0)
 _record_time = attrgetter("time_ns")
+_log = logging.getLogger(__name__)
 
 
 class Pipeline:
@@ -126,7 +86,7 @@ class Pipeline:
         max_flows: int = 65_536,
         idle_ns: int | None = None,
     ) -> None:
-        self.table: FlowTable[Reassembler, _Speech] = FlowTable(
+        self.table: FlowTable[Reassembler, Speech] = FlowTable(
             Reassembler, max_flows=max_flows, idle_ns=idle_ns
         )
         self.conversations = Conversations(content)
@@ -246,7 +206,7 @@ class Pipeline:
             return
         state, early = found
         secondary = not state.primary and not self._both_ends
-        state.parser = _Speech(_info(state), secondary)
+        state.parser = Speech(_info(state), self._limits, secondary=secondary, forced=self._forced)
         if state.paired is not None and state.paired.parser is not None:
             state.paired.parser.info = _info(state.paired)
         if secondary:
@@ -281,124 +241,90 @@ class Pipeline:
         self,
         state: State,
         direction: Direction,
-        run: _Run | Overlap | Limit | Opened | Closed,
+        run: Run | Overlap | Limit | Opened | Closed,
         time_ns: int,
     ) -> None:
         speech = state.parser
         assert speech is not None
-        if not isinstance(run, tuple):
-            if isinstance(run, Opened):
+        try:
+            if isinstance(run, tuple):
+                self._hear(state, speech, direction, run, time_ns)
+            elif isinstance(run, Gap):
+                self.gaps += 1
+                gap = StreamGap(offset=run.offset, length=run.length, cause=run.cause)
+                self._emit(time_ns, gap, speech.info, _side(state, direction))
+                self._hear(state, speech, direction, run, time_ns)
+            elif isinstance(run, Opened):
                 self.conversations.opened(state.flow)
                 self._emit(time_ns, FlowOpened(midstream=state.flow.midstream), speech.info)
-                return
-            if isinstance(run, Closed):
+            elif isinstance(run, Closed):
                 self._close(state, speech, run)
-                return
-            if isinstance(run, Overlap):
-                body: Body = StreamOverlap(offset=run.offset, length=run.length)
-                self._emit(time_ns, body, speech.info, _side(state, direction))
-                return
-            if isinstance(run, Limit):
-                body = StreamLimit(limit=run.limit, value=run.value, count=1)
-                self._emit(time_ns, body, speech.info, _side(state, direction))
-                return
-            self.gaps += 1
-            body = StreamGap(offset=run.offset, length=run.length, cause=run.cause)
-            self._emit(time_ns, body, speech.info, _side(state, direction))
-            if not speech.secondary:
-                self._give(self.conversations.gap(state.flow, direction, time_ns), state)
-        elif run[1] is not None:
+            elif isinstance(run, Overlap):
+                overlap = StreamOverlap(offset=run.offset, length=run.length)
+                self._emit(time_ns, overlap, speech.info, _side(state, direction))
+            else:
+                limit = StreamLimit(limit=run.limit, value=run.value, count=1)
+                self._emit(time_ns, limit, speech.info, _side(state, direction))
+        except Exception as error:  # no bytes may end a watch: it is ours to mend
+            self._fail(state, speech, error, time_ns)
+
+    def _hear(
+        self, state: State, speech: Speech, direction: Direction, run: Run, time_ns: int
+    ) -> None:
+        if isinstance(run, tuple) and run[1] is not None:
             self.bytes += len(run[1])
         if speech.secondary:
             return
-        if speech.second_looks:
+        if isinstance(run, Gap):
+            self._give(self.conversations.gap(state.flow, direction, time_ns), state)
+        if speech.looks:
             self._look_again(state, speech, direction, run, time_ns)
         if speech.name:
             self._parse(state, speech, direction, run, time_ns)
-        else:
-            self._identify(state, speech, direction, run, time_ns)
+            return
+        final = speech.keep(direction, run)
+        self._identify(state, speech, time_ns, final=final)
 
-    def _identify(
-        self, state: State, speech: _Speech, direction: Direction, run: _Run, time_ns: int
-    ) -> None:
+    def _identify(self, state: State, speech: Speech, time_ns: int, *, final: bool) -> None:
         """Decide on the protocol by the first bytes; then give the parser what waited."""
-        final = isinstance(run, Gap) and run.cause != "midstream"
-        if not isinstance(run, Gap):
-            offset, data, ends, times = run
-            if data is None:
-                final = True
-            else:
-                data = bytes(data)
-                run = (offset, data, ends, times)
-                speech.heads[direction].extend(data[: self._limits.probe])
-        speech.waiting.append((direction, run))
-        if self._forced is not None:
-            self._settle(state, speech, self._forced, "forced", time_ns)
+        parser = speech.identify(final=final)
+        if parser is None:
             return
-        to_server, to_client = speech.heads
-        if not (to_server or to_client or final):
-            return
-        parser = detect(bytes(to_server), bytes(to_client), final=final, limits=self._limits)
-        if parser is not None:
-            confidence = "none" if parser.name == _OPAQUE else "content"
-            self._settle(state, speech, parser, confidence, time_ns)
+        confidence = "none" if parser.name == OPAQUE else "content"
+        self._settle(state, speech, parser, "forced" if self._forced else confidence, time_ns)
 
     def _settle(
-        self, state: State, speech: _Speech, parser: type[Parser], confidence: str, time_ns: int
+        self, state: State, speech: Speech, parser: type[Parser], confidence: str, time_ns: int
     ) -> None:
-        speech.name = parser.name
-        # With its beginning unseen, or a hole in it, a parser has to find its feet first.
-        midstream = state.flow.midstream or any(isinstance(run, Gap) for _, run in speech.waiting)
-        speech.parser = parser(limits=self._limits, midstream=midstream)
+        waiting = speech.settle(parser, midstream=state.flow.midstream)
         self._emit(
             time_ns, FlowIdentified(protocol=parser.name, confidence=confidence), speech.info
         )
-        if parser.name == _OPAQUE:
-            if midstream and self._forced is None:
-                speech.second_looks = SECOND_LOOKS
-            else:
-                self._stay_plain(state, speech)
-        waiting, speech.waiting = speech.waiting, []
-        speech.heads = (bytearray(), bytearray())
+        if parser.name == OPAQUE and not speech.looks:
+            self._stay_plain(state, speech)
         for direction, run in waiting:
             when = run.time_ns if isinstance(run, Gap) else run[3][-1]
             self._parse(state, speech, direction, run, when)
 
     def _look_again(
-        self, state: State, speech: _Speech, direction: Direction, run: _Run, time_ns: int
+        self, state: State, speech: Speech, direction: Direction, run: Run, time_ns: int
     ) -> None:
-        """A run often begins where a message does: try to tell the protocol by this one."""
-        if isinstance(run, Gap) or run[1] is None:
-            return
-        speech.second_looks -= 1
-        head = bytes(run[1][: self._limits.probe])
-        to_server, to_client = (head, b"") if direction is Direction.TO_SERVER else (b"", head)
-        parser = detect(to_server, to_client, final=True, limits=self._limits)
-        if parser is not None and parser.name != _OPAQUE:
-            speech.second_looks = 0
+        parser = speech.look_again(direction, run)
+        if parser is not None:
             self._give(self.conversations.gap(state.flow, direction, time_ns), state)
             self._settle(state, speech, parser, "content", time_ns)
-            self._align(speech)
-        elif not speech.second_looks:
+        elif not speech.looks:
             self._stay_plain(state, speech)
 
-    def _stay_plain(self, state: State, speech: _Speech) -> None:
+    def _stay_plain(self, state: State, speech: Speech) -> None:
         """It is decided that no parser knows what the flow says."""
         speech.unheard = not self._wants_plain
         if self._content is not Content.FULL:
             speech.plain = not self._wants_events
             self._reduce(state)
 
-    def _align(self, speech: _Speech) -> None:
-        """Tell a parser that joins late how much has passed."""
-        assert speech.parser is not None
-        for direction in Direction:
-            if speech.offsets[direction]:
-                # It holds nothing yet: there is nothing to tell.
-                deque(speech.parser.gap(direction, speech.offsets[direction]), maxlen=0)
-
     def _parse(
-        self, state: State, speech: _Speech, direction: Direction, run: _Run, time_ns: int
+        self, state: State, speech: Speech, direction: Direction, run: Run, time_ns: int
     ) -> None:
         parser = speech.parser
         assert parser is not None
@@ -408,7 +334,7 @@ class Pipeline:
                 for event in parser.gap(direction, run.length):
                     self._tell(state, speech, direction, event, time_ns, None)
                 return
-            if speech.name == _OPAQUE:
+            if speech.name == OPAQUE:
                 self._tell_plain(state, speech, direction, run)
                 return
             offset, data, ends, times = run
@@ -432,7 +358,7 @@ class Pipeline:
         except Exception as error:  # a parser must not raise: it is ours to mend, not the user's
             self._fail(state, speech, error, time_ns)
 
-    def _tell_plain(self, state: State, speech: _Speech, direction: Direction, run: _Run) -> None:
+    def _tell_plain(self, state: State, speech: Speech, direction: Direction, run: Run) -> None:
         """Plain send and receive: how much and when is all there is to know, whether the bytes
         were copied or counted, so nothing is parsed."""
         assert isinstance(run, tuple)
@@ -465,22 +391,23 @@ class Pipeline:
         interpret = self.conversations.interpret
         for when, direction, begin, end in arrivals:
             event = OpaqueData(offset=begin, length=end - begin)
-            meanings = interpret(state.flow, _OPAQUE, direction, when, event)
+            meanings = interpret(state.flow, OPAQUE, direction, when, event)
             if meanings:
                 self._give(meanings, state)
 
-    def _fail(self, state: State, speech: _Speech, error: Exception, time_ns: int) -> None:
+    def _fail(self, state: State, speech: Speech, error: Exception, time_ns: int) -> None:
+        # The places alone: what an exception says may quote what was said on the wire.
+        places = (f"{at.filename}:{at.lineno}" for at in extract_tb(error.__traceback__))
+        name = speech.name or "unknown"
+        _log.error("%s in protocol %s at %s", type(error).__name__, name, ", ".join(places))
         failed = ParserFailed(protocol=speech.name, error=type(error).__name__)
         self._emit(time_ns, failed, speech.info)
-        opaque = by_name(_OPAQUE)
-        speech.name = _OPAQUE
-        speech.parser = opaque(limits=self._limits, midstream=True)
-        self._align(speech)
+        speech.give_up(by_name(OPAQUE))
 
     def _tell(
         self,
         state: State,
-        speech: _Speech,
+        speech: Speech,
         direction: Direction,
         event: Event,
         time_ns: int,
@@ -505,7 +432,7 @@ class Pipeline:
             side = _side(of, meaning.direction)
             self._emit(meaning.time_ns, meaning.pattern, of.parser.info, side)
 
-    def _close(self, state: State, speech: _Speech, closed: Closed) -> None:
+    def _close(self, state: State, speech: Speech, closed: Closed) -> None:
         ending = self.table.close(closed)
         assert ending is not None
         left: dict[int, list[_Step]] = {}
@@ -514,21 +441,11 @@ class Pipeline:
         for steps in left.values():
             for time_ns, _, direction, run in steps:
                 self._take(state, direction, run, time_ns)
-        if not speech.secondary:
-            if not speech.name and speech.waiting:
-                to_server, to_client = map(bytes, speech.heads)
-                parser = detect(to_server, to_client, final=True, limits=self._limits)
-                if parser is not None:
-                    confidence = "none" if parser.name == _OPAQUE else "content"
-                    self._settle(state, speech, parser, confidence, closed.time_ns)
-            if speech.parser is not None:
-                try:
-                    for direction in Direction:
-                        for event in speech.parser.end(direction):
-                            self._tell(state, speech, direction, event, closed.time_ns, None)
-                except Exception as error:  # as in _parse
-                    self._fail(state, speech, error, closed.time_ns)
-            self._give(self.conversations.closed(state.flow, closed.time_ns, closed.reason), state)
+        try:
+            if not speech.secondary:
+                self._end(state, speech, closed)
+        except Exception as error:  # as in _take; the flow is closed all the same
+            self._fail(state, speech, error, closed.time_ns)
         certificate = ending.certificate
         body = FlowClosed(
             reason=closed.reason,
@@ -544,6 +461,15 @@ class Pipeline:
             missing_ranges=certificate.missing_ranges,
         )
         self._emit(closed.time_ns, body, speech.info)
+
+    def _end(self, state: State, speech: Speech, closed: Closed) -> None:
+        if not speech.name:
+            self._identify(state, speech, closed.time_ns, final=True)
+        if speech.parser is not None:
+            for direction in Direction:
+                for event in speech.parser.end(direction):
+                    self._tell(state, speech, direction, event, closed.time_ns, None)
+        self._give(self.conversations.closed(state.flow, closed.time_ns, closed.reason), state)
 
     # --- time, and the way out -------------------------------------------------------------------
 

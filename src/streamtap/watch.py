@@ -17,19 +17,26 @@ from streamtap.capture.live import IDLE_S, Candidate, LiveSource
 from streamtap.errors import KernelUnsupported, StreamtapError
 from streamtap.events import Body, Record
 from streamtap.flows.scope import (
+    ENDS_OPTIONS,
     Scope,
-    covers_pid,
     matches_cmdline,
     matches_path,
     matches_script,
+    runs_scripts,
 )
 from streamtap.model import Content, Flow, Policy
 from streamtap.pipeline import Pipeline, Places
 
 MAX_FILTERS = 64
 TICK_S = 0.01  # while bursts are open
+TICK_AT_LEAST_NS = 1_000_000_000  # else: what waits for a flow that is never opened has to go
 LAST_DRAINS = 10_000  # a bound on the last look at the rings: traffic has stopped by then
 LINGER_S = 0.25  # for the last segments of connections whose process has ended
+_LOSSES = {  # counters of the callouts
+    "lost_segments": "segments for which the ring had no room",
+    "control_lost": "openings and closings for which the ring had no room",
+    "marks_lost": "sockets that could not be marked",
+}
 
 
 class Child:
@@ -41,8 +48,9 @@ class Child:
         self.status: int | None = None
         gate_read, self._gate = os.pipe()
         self._report, report_write = os.pipe()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # it was closed when we were started
+                stream.flush()
         self.pid = os.fork()
         if self.pid:
             os.close(gate_read)
@@ -140,6 +148,7 @@ class Watch:
         self._command_stdout = command_stdout
         self._new_only = new_only
         self._closed = False
+        self._tick_due_ns = 0
         self.pipeline = Pipeline(
             content=content,
             places=places,
@@ -159,7 +168,12 @@ class Watch:
             self._end_child()
             raise
         names = {bit: scope.name or str(scope) for bit, scope in enumerate(self.scopes)}
-        self.source = LiveSource(self.callouts, self._judge, names)
+        try:
+            self.source = LiveSource(self.callouts, self._judge, names)
+        except BaseException:
+            self._end_child()
+            self.callouts.close()
+            raise
 
     def start(self) -> None:
         """Attach; then let the command run, if there is one."""
@@ -167,9 +181,10 @@ class Watch:
             for bit, scope in enumerate(self.scopes):
                 self._install(bit, scope)
             self.callouts.enable((1 << len(self.scopes)) - 1)
-            self.callouts.attach(new_only=self._new_only)
-            self.source.drain_control()  # decide on what runs already before its sockets are marked
-            self.callouts.adopt()
+            make_room = self.source.drain_control
+            self.callouts.attach(new_only=self._new_only, make_room=make_room)
+            make_room()  # decide on what runs already before its sockets are marked
+            self.callouts.adopt(make_room=make_room)
             if self.child:
                 self.child.release()
         except BaseException:
@@ -231,10 +246,23 @@ class Watch:
             return True
         if not (scope.script or scope.glob):
             return bool(scope.path) and os.path.realpath(scope.path) == candidate.path
-        words = [os.fsdecode(word) for word in arguments.split(b"\0")[1:8]]
-        for word in (candidate.filename, *words):
-            if word and matches_script(scope, self._absolute(word, candidate.pid, directory)):
+        executed = candidate.filename
+        if executed and matches_script(scope, self._absolute(executed, candidate.pid, directory)):
+            return True
+        # Or it is an interpreter that was given the script; not any program that was given a file.
+        words = [os.fsdecode(word) for word in arguments.split(b"\0")[:8]]
+        if scope.glob and not runs_scripts(candidate.path, words[0]):
+            return False
+        for word in words[1:]:
+            if ENDS_OPTIONS.fullmatch(word):
+                return False
+            if not word or word.startswith("-"):
+                continue
+            path = self._absolute(word, candidate.pid, directory)
+            if matches_script(scope, path) and (not scope.glob or _is_file(candidate.pid, path)):
                 return True
+            if _is_file(candidate.pid, path):
+                return False  # this is what it runs, the rest are arguments
         return False
 
     def _absolute(self, path: str, pid: int, directory: str) -> str:
@@ -245,10 +273,6 @@ class Watch:
     def _set_policy(self, flow_id: int, policy: Policy) -> None:
         self.callouts.set_flow_policy(flow_id, policy)
 
-    def covers(self, pid: int) -> bool:
-        """Whether a scope by pid names this process."""
-        return any(covers_pid(scope, pid) for scope in self.scopes)
-
     def poll(self, timeout_s: float = IDLE_S) -> list[Record]:
         """Waits for traffic, at most so long; the records it gave, in order of time."""
         if self.pipeline.pending:
@@ -256,8 +280,10 @@ class Watch:
         items = self.source.poll(timeout_s)
         records = self.pipeline.feed(items) if items else []
         self.source.release()
-        if self.pipeline.pending:
-            records += self.pipeline.tick(self.source.given_ns)
+        given_ns = self.source.given_ns
+        if self.pipeline.pending or given_ns >= self._tick_due_ns:
+            self._tick_due_ns = given_ns + TICK_AT_LEAST_NS
+            records += self.pipeline.tick(given_ns)
         return records
 
     def note(self, body: Body) -> list[Record]:
@@ -276,16 +302,18 @@ class Watch:
     @property
     def drops(self) -> int:
         """Segments that were seen and could not be kept, and anything else that was lost."""
+        return sum(self.losses.values())
+
+    @property
+    def losses(self) -> dict[str, int]:
+        """The same by what was lost, in words; what was not lost is there with 0."""
         counters = self.callouts.counters()
         table = self.pipeline.table
-        return (
-            counters["lost_segments"]
-            + counters["control_lost"]
-            + counters["marks_lost"]
-            + self.source.orphans_lost
-            + table.refused
-            + table.early_refused
-        )
+        return {text: counters[name] for name, text in _LOSSES.items()} | {
+            "first segments whose connection was never seen": self.source.orphans_lost,
+            "flows beyond the most that are followed": table.refused,
+            "segments of flows that were not known": table.early_refused,
+        }
 
     def _end_child(self) -> None:
         if self.child:
@@ -298,3 +326,10 @@ class Watch:
             self._end_child()
             self.source.close()
             self.callouts.close()
+
+
+def _is_file(pid: int, path: str) -> bool:
+    """Is it a file to the process, or, once that has ended, to us?"""
+    if not os.path.isabs(path):
+        return False
+    return os.path.isfile(f"/proc/{pid}/root{path}") or os.path.isfile(path)

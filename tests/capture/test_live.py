@@ -1,5 +1,6 @@
 """The live source on rings that a test writes: order, orphans, candidates, totals."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +17,9 @@ from helpers.rings import (
     segment_record,
 )
 from streamtap.capture.layout import FLOW_LISTING, OPENED_RECORD
-from streamtap.capture.live import LiveSource, kernel_totals
+from streamtap.capture.live import LiveSource
 from streamtap.capture.ring import Ring
+from streamtap.capture.totals import kernel_totals
 from streamtap.model import Closed, Opened, Segment
 
 SIZE = 1 << 16
@@ -37,12 +39,16 @@ class FakeCallouts:
         self.decided: dict[int, int] = {}
         self.control_lost = 0
         self.listing = np.zeros(0, FLOW_LISTING)
+        self.meanwhile: list[bytes] = []  # control records that come while flows are listed
 
     def counters(self) -> dict[str, int]:
         return {"control_lost": self.control_lost}
 
     def list_flows(self) -> NDArray[Any]:
-        return self.listing
+        listed, self.listing = self.listing, np.zeros(0, FLOW_LISTING)
+        for record in self.meanwhile:
+            self.control.write(record)
+        return listed
 
     def rings(self) -> tuple[Ring, Ring]:
         return Ring(self.data.fd, SIZE), Ring(self.control.fd, SIZE)
@@ -155,6 +161,44 @@ def test_openings_and_closings_that_were_lost_are_made_up(
     assert isinstance(segment, Segment)
     assert isinstance(closing, Closed)
     assert (closing.flow_id, closing.totals) == (1, None)
+
+
+def test_flows_opened_while_the_kernel_lists_its_flows_are_opened_once_and_stay_open(
+    callouts: FakeCallouts, source: LiveSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamtap.capture.live.CLOCK_S", 0.0)
+    callouts.control_lost = 1
+    callouts.listing = np.zeros(1, FLOW_LISTING)
+    callouts.listing["opened"] = np.frombuffer(opened_record(1), OPENED_RECORD)
+    callouts.meanwhile = [opened_record(1), opened_record(2)]
+    items = source.drain()
+    assert kinds(items) == [Opened, Opened]
+    assert [item.flow.flow_id for item in items if isinstance(item, Opened)] == [1, 2]
+    assert source.drain() == []
+
+
+def test_a_candidate_whose_own_record_was_lost_is_judged_when_it_connects(
+    callouts: FakeCallouts, source: LiveSource
+) -> None:
+    pid = os.getpid()
+    callouts.control.write(opened_record(filters=0, candidates=1, pid=pid))
+    callouts.data.write(segment_record(data=b"hello"))
+    opened, segment = source.drain()
+    assert isinstance(opened, Opened)
+    assert opened.flow.app
+    assert opened.flow.app.path == os.path.realpath("/proc/self/exe")
+    assert isinstance(segment, Segment)
+    assert list(callouts.decided.values()) == [1]
+
+
+def test_segments_of_a_crowd_out_of_scope_are_never_handed_on(
+    callouts: FakeCallouts, source: LiveSource
+) -> None:
+    """The callouts copied them until the crowd was judged."""
+    for flow_id in range(1, 101):
+        callouts.control.write(opened_record(flow_id, filters=0))
+        callouts.data.write(segment_record(flow_id, data=b"private"))
+    assert source.drain() == []
 
 
 def record(**values: Any) -> dict[str, Any]:

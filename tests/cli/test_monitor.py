@@ -72,6 +72,15 @@ def test_output_of_the_command_never_mixes_with_the_records() -> None:
     assert "spoken" in result.stderr
 
 
+def test_standard_input_and_error_may_be_closed_as_supervisors_do() -> None:
+    words = [*STREAMTAP, "monitor", "--json", "--", *conversation(7)]
+    closing = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", *words]
+    result = subprocess.run(closing, stdout=subprocess.PIPE, text=True, timeout=DEADLINE_S)
+    assert result.returncode == 7
+    events = [json.loads(line)["event"] for line in result.stdout.splitlines()]
+    assert events.count("flow.closed") == 2
+
+
 def test_the_records_tell_the_whole_run() -> None:
     result = run("monitor", "--json", "--", *conversation())
     records = [json.loads(line) for line in result.stdout.splitlines()]

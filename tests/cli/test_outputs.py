@@ -99,6 +99,16 @@ def test_a_count_never_hides_who_asked_for_content(
     assert events == ["control.request", "flow.opened"]
 
 
+@pytest.mark.parametrize("words", [["--provider", "monitor"], ["--flag", "0"], ["--level", "warn"]])
+def test_no_choice_of_records_hides_who_asked_for_content(
+    words: list[str], capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    with outputs("--json", "--content", "full", *words) as out:
+        assert out.selection.wants(ASKED.provider, ASKED.flag, ASKED.level)
+        out.take(records(ASKED))
+    assert b"control.request" in capfdbinary.readouterr().out
+
+
 def test_files_alone_leave_standard_output_alone(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:

@@ -1,5 +1,6 @@
 """What the command line accepts, and how it says what is wrong. No rights are needed."""
 
+import os
 import subprocess
 import sys
 
@@ -125,6 +126,16 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     )
     assert "Error" not in result.stderr
     assert "Exception" not in result.stderr
+
+
+def test_standard_error_that_nobody_reads_does_not_change_the_exit_code() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        words = [sys.executable, "-m", "streamtap", "observe"]
+        assert subprocess.run(words, stderr=writer, timeout=20).returncode == 2
+    finally:
+        os.close(writer)
 
 
 def test_a_full_disk_under_a_table_is_told_in_one_line() -> None:

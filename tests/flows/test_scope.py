@@ -10,14 +10,15 @@ import pytest
 from streamtap.errors import NotFound, StreamtapError
 from streamtap.flows.scope import (
     ARGV_BYTES,
+    ENDS_OPTIONS,
     Kind,
     Scope,
-    covers_pid,
     launch,
     matches_cmdline,
     matches_path,
     matches_script,
     resolve,
+    runs_scripts,
 )
 
 
@@ -162,6 +163,31 @@ def test_a_program_is_not_matched_as_a_script(program: Path) -> None:
     assert matches_script(resolve("exe", f"{program.parent}/*.py"), f"{program.parent}/x.py")
 
 
+@pytest.mark.parametrize(
+    ("programs", "answer"),
+    [
+        (("/usr/bin/python3.11",), True),
+        (("/usr/bin/dash", "sh"), True),
+        (("/opt/vm", "/usr/bin/node"), True),
+        (("/usr/bin/curl", "curl"), False),
+        (("/usr/bin/shred", ""), False),
+        (("/usr/bin/python3-config",), False),
+    ],
+)
+def test_an_interpreter_is_known_by_its_name(programs: tuple[str, ...], answer: bool) -> None:
+    assert runs_scripts(*programs) is answer
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [("-c", True), ("-m", True), ("-ec", True), ("-u", False), ("-sSP", False)],
+)
+def test_after_an_option_that_holds_the_program_there_is_no_script(
+    option: str, answer: bool
+) -> None:
+    assert (ENDS_OPTIONS.fullmatch(option) is not None) is answer
+
+
 # --- names, command lines, processes, users ------------------------------------------------
 
 
@@ -218,15 +244,6 @@ def test_a_thread_is_not_taken_for_a_process() -> None:
     thread.join()
     assert found
     assert found[0].endswith(f"is a thread: its process is {os.getpid()}")
-
-
-def test_a_process_brings_its_descendants_only_where_forks_are_followed() -> None:
-    alone = Scope("pid", "100")
-    family = Scope("pid", "100", follow_forks=True)
-    assert covers_pid(alone, 100)
-    assert not covers_pid(alone, 101, [1, 100])
-    assert covers_pid(family, 101, [1, 100])
-    assert not covers_pid(family, 101, [1, 99])
 
 
 def test_a_user_is_named_or_numbered() -> None:
@@ -330,4 +347,3 @@ def test_a_scope_of_one_kind_matches_nothing_of_another() -> None:
     assert not matches_path(scope, "curl")
     assert not matches_script(scope, "curl")
     assert not matches_cmdline(scope, b"curl")
-    assert not covers_pid(scope, 1)

@@ -371,6 +371,15 @@ def is_in_kernel(kind: str, number: int) -> bool:
     return True
 
 
+def open_files() -> list[str]:
+    """What the descriptors of this process are of."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return found
+
+
 def close_all(things: Iterable[Puppet | Watcher]) -> None:
     """Closes everything, also where closing one thing fails."""
     with contextlib.ExitStack() as stack:

@@ -68,10 +68,13 @@ def segment_record(
     return record.tobytes() + data
 
 
-def opened_record(flow_id: int = 1, *, active: bool = True, filters: int = 1) -> bytes:
+def opened_record(
+    flow_id: int = 1, *, active: bool = True, filters: int = 1, candidates: int = 0, pid: int = 42
+) -> bytes:
     record = np.zeros(1, OPENED_RECORD)
     record["flow_id"], record["flags"], record["filters"] = flow_id, int(active), filters
-    record["family"], record["kind"], record["pid"] = 4, RecordKind.OPENED, 42
+    record["candidates"], record["process_id"] = candidates, 1000 + pid
+    record["family"], record["kind"], record["pid"] = 4, RecordKind.OPENED, pid
     record["local_port"], record["remote_port"] = 5000 + flow_id, 80
     record["local"] = record["remote"] = b"\x7f\0\0\x01" + bytes(12)
     record["comm"] = b"program" + bytes(9)

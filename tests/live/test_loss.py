@@ -120,8 +120,9 @@ def test_after_a_loss_the_stream_goes_on_where_it_is(
     assert watch.said("sent").endswith("after")
     assert watch.said("received") == "answer"
     assert closed.received == 6
+    # Not always to the end: after a pause even a flow that fills the ring is let in again.
     gap_end = max(start + length for _, start, length in closed.missing_ranges)
-    assert gap_end == 4 * MIB
+    assert 0 < gap_end <= 4 * MIB
 
 
 def test_a_flood_of_small_records_leaves_a_quiet_flow_whole(

@@ -11,6 +11,7 @@ from helpers.live import (
     Puppet,
     Watcher,
     copy_interpreter,
+    open_files,
     tell,
     told,
 )
@@ -86,6 +87,28 @@ def test_a_file_that_moves_to_the_path_under_another_inode_is_known_from_then_on
     told(watch, 2)
 
 
+def test_a_program_that_is_replaced_again_and_again_costs_no_more(
+    program: Path,
+    puppet: Start,
+    server: Puppet,
+    watching: Watching,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streamtap.capture.callouts.HELD_FILES", 2)
+    watch = watching(resolve("exe", str(program)))
+    held = []
+    for number in range(5):
+        os.rename(copy_interpreter(tmp_path / f"upgrade-{number}"), program)
+        speaker = puppet(program)
+        tell(speaker, server)
+        watch.until_closed(number + 1)
+        speaker.close()
+        held.append(sum(link.startswith(str(program)) for link in open_files()))
+    assert held == [2] * 5
+    told(watch, 5)
+
+
 def test_a_program_of_the_same_name_elsewhere_is_not_reported(
     program: Path, puppet: Start, server: Puppet, watching: Watching, tmp_path: Path
 ) -> None:
@@ -150,6 +173,27 @@ def test_a_script_that_runs_already_is_watched(
     tell(older, server)
     tell(other, server)
     assert [app.pid for app in told(watch)] == [older.pid]
+
+
+def test_a_program_that_is_only_given_a_file_is_not_taken_for_a_script(
+    program: Path, puppet: Start, server: Puppet, watching: Watching, tmp_path: Path
+) -> None:
+    """As an upload is given what it sends, and a download what to write."""
+    script = tmp_path / "folder" / "mine"
+    script.parent.mkdir()
+    script.write_text(f"#!{program} -sSP\n{PUPPET.read_text()}")
+    script.chmod(0o755)
+    watch = watching(resolve("exe", str(script)), resolve("exe", f"{script.parent}/*"))
+    given = (str(PUPPET), "-o", "out", str(script))
+    speakers = [
+        puppet(cwd=script.parent),
+        puppet("", ("-s", "-S", "-P", *given), cwd=script.parent),
+        puppet(program, ("-s", "-S", "-P", *given), cwd=script.parent),
+        puppet("", ("-sSP", "mine"), cwd=script.parent),
+    ]
+    for speaker in speakers:
+        tell(speaker, server)
+    assert [app.pid for app in told(watch)] == [speakers[-1].pid]
 
 
 def test_a_glob_means_programs_yet_to_come(

@@ -47,6 +47,19 @@ def test_a_command_line_is_matched_by_its_words(
     assert [app.pid for app in told(watch)] == [speakers[0].pid]
 
 
+def test_more_processes_than_the_control_ring_holds_are_all_judged(
+    puppet: Start, server: Puppet, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = f"--profile=crowd-{os.getpid()}"
+    crowd = [puppet("", ("-s", "-S", "-P", str(PUPPET), mark)) for _ in range(12)]
+    for one in crowd:
+        join(one, server)
+    monkeypatch.setattr("streamtap.capture.callouts.CONTROL_BYTES", 32 << 10)  # 6 processes
+    watch = watching(resolve("cmdline", mark))
+    watch.until_opened(len(crowd))
+    assert watch.watch.callouts.counters()["control_lost"] == 0
+
+
 def test_comm_is_the_name_a_program_gives_itself(
     client: Puppet, server: Puppet, watching: Watching
 ) -> None:

@@ -9,6 +9,8 @@ import mmap
 import os
 import struct
 import time
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from streamtap.capture import layout
 from streamtap.capture.identity import Cgroups, FileKey, descendants, file_key
-from streamtap.capture.libbpf import BPF_ANY, Log, Map, Object
+from streamtap.capture.libbpf import Log, Map, Object
 from streamtap.capture.ring import Ring
 from streamtap.errors import CalloutError, KernelUnsupported, PermissionMissing
 from streamtap.model import Policy
@@ -33,6 +35,7 @@ RING_BYTES = 16 << 20
 CONTROL_BYTES = 2 << 20
 WAKE_BYTES = 256 << 10
 WAKE_NS = 10_000_000
+HELD_FILES = 1024  # versions of programs; one that was replaced is a candidate if it still starts
 CAPABILITIES = {12: "CAP_NET_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}
 _CAP_SYS_ADMIN = 21
 
@@ -68,7 +71,7 @@ class Callouts:
             raise ValueError(f"no callouts {variant!r}: {', '.join(VARIANTS)}")
         require_rights()
         self.cgroups = Cgroups()
-        self._held: list[int] = []
+        self._held: OrderedDict[FileKey, int] = OrderedDict()
         self._attached: list[str] = []
         try:
             self._object, self.variant, self.missing = load(
@@ -113,12 +116,19 @@ class Callouts:
         mask = (_u64.unpack(before)[0] if before else 0) | 1 << bit
         table.update(key, _u64.pack(mask))
 
-    def add_program(self, bit: int, path: str) -> FileKey:
-        """The executable at `path` is in the filter; its inode is held while we live."""
+    def add_program(self, bit: int, path: str) -> None:
+        """The executable at `path` is in the filter. Its inode is held, so that its number keeps
+        meaning this file; of more than `HELD_FILES` the oldest are known by their names only."""
         key, fd = file_key(path)
-        self._held.append(fd)
-        self._add_bit("apps", struct.pack("<QII", key.inode, key.device, 0), bit)
-        return key
+        if key in self._held:
+            os.close(fd)
+        else:
+            self._held[key] = fd
+        if len(self._held) > HELD_FILES:
+            oldest, fd = self._held.popitem(last=False)
+            self._map("apps").delete(_app_key(oldest))
+            os.close(fd)
+        self._add_bit("apps", _app_key(key), bit)
 
     def add_name(self, bit: int, name: str) -> None:
         """A program whose file has this name is a candidate."""
@@ -166,7 +176,8 @@ class Callouts:
             process["process_id"] = (time.monotonic_ns() ^ pid << 40) & (1 << 64) - 1
         for name, mask in masks.items():
             process[name] |= np.uint64(mask)
-        table.update(key, process.tobytes(), BPF_ANY)
+        table.update(key, process.tobytes())
+        self._set(tracked=1)
 
     def decide(self, process_id: int, filters: int) -> None:
         """What a candidate turned out to be: the filters it does match, 0 for none."""
@@ -187,13 +198,19 @@ class Callouts:
 
     # --- attaching -------------------------------------------------------------------------------
 
-    def attach(self, *, new_only: bool = False) -> None:
+    def attach(
+        self, *, new_only: bool = False, make_room: Callable[[], None] | None = None
+    ) -> None:
         """Attach all hooks. First the processes, then the packets, then the sockets that exist:
-        whatever is made meanwhile is seen by one of them."""
+        whatever is made meanwhile is seen by one of them.
+
+        make_room: called now and then to read the control ring, which has not room for all the
+            processes of a machine.
+        """
         self._set(new_only=int(new_only))
         for name in PROCESS_HOOKS:
             self._attach(name)
-        self._object.run_iterator("seed_processes")
+        self._tell("seed_processes", make_room)
         self._attach("flow_closed")
         for name in CGROUP_HOOKS:
             try:
@@ -202,15 +219,22 @@ class Callouts:
                 raise _attach_error(name, error) from error
             self._attached.append(name)
 
-    def adopt(self) -> None:
-        """Mark the sockets that processes in scope hold already."""
-        self._object.run_iterator("adopt_sockets")
+    def adopt(self, *, make_room: Callable[[], None] | None = None) -> None:
+        """Mark the sockets that processes in scope hold already; make_room as for `attach`."""
+        self._tell("adopt_sockets", make_room)
         for name in OPTIONAL_HOOKS:
             if name not in self.missing and name not in self._attached:
                 try:
                     self._attach(name)
                 except CalloutError:
                     self.missing = (*self.missing, name)
+
+    def _tell(self, iterator: str, make_room: Callable[[], None] | None) -> None:
+        # It writes a byte for each process told: after so many the ring is half full.
+        turn = CONTROL_BYTES // layout.PROCESS_RECORD.itemsize // 2
+        for _ in self._object.run_iterator(iterator, piece=turn):
+            if make_room is not None:
+                make_room()
 
     def _attach(self, name: str) -> None:
         try:
@@ -236,13 +260,12 @@ class Callouts:
         """Totals over all flows and CPUs; names as in `bpf/callout.h`."""
         cpus = possible_cpus()
         raw = self._map("counters").lookup(_u32.pack(0), layout.COUNTERS.itemsize * cpus)
-        rows = np.frombuffer(raw or b"", layout.COUNTERS)
-        return {name: int(rows[name].sum()) for name in layout.COUNTERS.names or ()}
+        return add_up(raw or b"")
 
     def list_flows(self) -> NDArray[Any]:
         """(n,) FLOW_LISTING: the connections that are marked now, with the kernel's counters."""
-        raw = self._object.run_iterator("list_flows", self._map("flows").fd)
-        return np.frombuffer(raw, layout.FLOW_LISTING)
+        pieces = self._object.run_iterator("list_flows", self._map("flows").fd)
+        return np.frombuffer(b"".join(pieces), layout.FLOW_LISTING)
 
     def detach(self) -> None:
         """Remove all hooks; live connections go on, what is in the rings stays readable."""
@@ -254,7 +277,7 @@ class Callouts:
         del self._settings
         self._settings_memory.close()
         self._object.close()
-        for fd in self._held:
+        for fd in self._held.values():
             os.close(fd)
         self._held.clear()
         self.cgroups.close()
@@ -325,10 +348,20 @@ def _effective(capability: int) -> bool:
     return False
 
 
+def add_up(counters: bytes) -> dict[str, int]:
+    """Totals over all CPUs of the value of the `counters` map."""
+    rows = np.frombuffer(counters, layout.COUNTERS)
+    return {name: int(rows[name].sum()) for name in layout.COUNTERS.names or ()}
+
+
 def possible_cpus() -> int:
     with contextlib.suppress(OSError, ValueError), open("/sys/devices/system/cpu/possible") as file:
         return int(file.read().strip().split("-")[-1].split(",")[-1]) + 1
     return os.cpu_count() or 1
+
+
+def _app_key(key: FileKey) -> bytes:
+    return struct.pack("<QII", key.inode, key.device, 0)
 
 
 def _comm(name: str) -> bytes:

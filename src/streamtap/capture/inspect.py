@@ -24,6 +24,7 @@ from streamtap.capture.callouts import (
     OPTIONAL_HOOKS,
     PROCESS_HOOKS,
     VARIANTS,
+    add_up,
     possible_cpus,
 )
 from streamtap.capture.layout import FlowFlag
@@ -158,8 +159,7 @@ def _describe(
     counters: dict[str, int] = {}
     raw = _value(maps["counters"], layout.COUNTERS.itemsize, possible_cpus())
     if raw and abi == layout.ABI:
-        rows = np.frombuffer(raw, layout.COUNTERS)
-        counters = {name: int(rows[name].sum()) for name in layout.COUNTERS.names or ()}
+        counters = add_up(raw)
     pids: set[int] = set()
     for link_id, _ in members:
         pids |= holders.get(link_id, set())
@@ -196,7 +196,7 @@ class Lister:
         if fd < 0:
             return []
         try:
-            raw = self._object.run_iterator(LISTER, fd)
+            raw = b"".join(self._object.run_iterator(LISTER, fd))
         finally:
             os.close(fd)
         rows = np.frombuffer(raw, layout.FLOW_LISTING)

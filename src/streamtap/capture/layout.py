@@ -171,6 +171,8 @@ SETTINGS = np.dtype(
         ("head", "<u4"),
         ("new_only", "<u4"),
         ("abi", "<u4"),
+        ("tracked", "<u4"),
+        ("marked", "<u4"),
     ]
 )
 COUNTERS = np.dtype(

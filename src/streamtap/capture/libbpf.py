@@ -8,13 +8,14 @@ import ctypes
 import ctypes.util
 import errno
 import os
+from collections.abc import Iterator
 from ctypes import c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
 from typing import Any
 
 from streamtap.errors import KernelUnsupported
 
-BPF_ANY, BPF_NOEXIST = 0, 1
+BPF_ANY = 0
 MAP_ID, PROGRAM_ID, LINK_ID = "map", "prog", "link"
 
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
@@ -149,6 +150,7 @@ class Map:
         return value.raw
 
     def delete(self, key: bytes) -> None:
+        """No error where it is not there."""
         result = library().bpf_map_delete_elem(self.fd, key)
         if result != -errno.ENOENT:
             check(result, f"delete {self.name}")
@@ -197,8 +199,11 @@ class Object:
         link = library().bpf_program__attach_cgroup(self._program(name), cgroup_fd)
         self._links[name] = check_pointer(link, f"attach {name}")
 
-    def run_iterator(self, name: str, map_fd: int | None = None) -> bytes:
-        """Runs an iterator once, over the map given if it is one over a map; what it wrote."""
+    def run_iterator(
+        self, name: str, map_fd: int | None = None, piece: int = 1 << 16
+    ) -> Iterator[bytes]:
+        """Runs an iterator once, over the map given if it is one over a map: what it writes, in
+        pieces of at most so many bytes. Between them it stands still."""
         lib = library()
         options = None
         if map_fd is not None:
@@ -215,10 +220,8 @@ class Object:
         try:
             fd = check(lib.bpf_iter_create(lib.bpf_link__fd(link)), name)
             try:
-                written = bytearray()
-                while piece := os.read(fd, 1 << 16):
-                    written += piece
-                return bytes(written)
+                while written := os.read(fd, piece):
+                    yield written
             finally:
                 os.close(fd)
         finally:

@@ -29,6 +29,8 @@ from streamtap.capture.layout import (
     RecordKind,
     Row,
 )
+from streamtap.capture.orphans import Ends, Orphans
+from streamtap.capture.totals import kernel_totals
 from streamtap.model import App, Closed, Direction, Endpoint, Flow, Opened, Role, Segment
 
 Item = Opened | Segment | Closed
@@ -38,8 +40,7 @@ ACTIVE_S = 0.015  # longer than the callouts' pause between wake-ups: a late rec
 LINGER_BYTES = 64 << 10  # fewer that came meanwhile wait for the next wake-up, or ACTIVE_S
 IDLE_S = 0.5
 REMEMBERED = 16_384  # processes: what they are called, and whether they match
-FOREIGN = 64  # flows found to be out of scope: the callouts drop them at their next segment
-ORPHANS = 1024  # payloads waiting for the connection they opened
+FOREIGN = 4096  # flows found to be out of scope, which the ring may hold segments of
 CLOCK_S = 1.0  # how often the offset between the kernel's clock and Unix time is read again
 
 _segment_row, _orphan_row = Row(SEGMENT_RECORD), Row(ORPHAN_TUPLE)
@@ -50,25 +51,24 @@ _KIND_AT = {  # offset of `kind`, by length of the record
     CLOSED_RECORD.itemsize: CLOSED_RECORD.fields["kind"][1],  # type: ignore[index]
     PROCESS_RECORD.itemsize: PROCESS_RECORD.fields["kind"][1],  # type: ignore[index]
 }
-_Ends = tuple[int, bytes, int, bytes, int]
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
 class Candidate(NamedTuple):
     """A process that the kernel could not decide on.
 
-    filters: mask of the filters in question. path: its program as the process sees it.
-    filename: what was given to execve, "" if it ran before the callouts. arguments: its command
-    line, words ended by zero bytes, possibly cut; empty if it ran before.
+    process_id: as in its records. filters: mask of the filters in question. path: its program as
+    the process sees it. filename: what was given to execve, "" if it ran before the callouts.
+    arguments: its command line, words ended by zero bytes, possibly cut; empty if it ran before.
+    existing: it ran before, or its record was lost: /proc tells the rest.
     """
 
+    process_id: int
     filters: int
     pid: int
     path: str
     filename: str
     arguments: bytes
-    inode: int
-    device: int
     existing: bool
 
 
@@ -77,7 +77,7 @@ class _Known(NamedTuple):
 
     sent: Direction
     passed: tuple[int, int]
-    ends: _Ends
+    ends: Ends
 
 
 class LiveSource:
@@ -105,23 +105,21 @@ class LiveSource:
             self._epoll.register(ring.fd, select.EPOLLIN | select.EPOLLET)
         self._paths: OrderedDict[int, str] = OrderedDict()
         self._verdicts: OrderedDict[int, int] = OrderedDict()
-        self._foreign: OrderedDict[int, None] = OrderedDict()
+        # Flow -> up to where the ring may hold segments of it: the callouts drop what comes later.
+        self._foreign: OrderedDict[int, int] = OrderedDict()
+        self._passed = 0  # position in the data ring when the clock was last read
         self._known: dict[int, _Known] = {}
         self._sent: dict[int, Direction] = {}
-        self._passive: dict[_Ends, int] = {}
-        self._orphans: OrderedDict[_Ends, list[tuple[dict[str, Any], bytes]]] = OrderedDict()
+        self._passive: dict[Ends, int] = {}
+        self._orphans = Orphans()
         self._closing: deque[tuple[int, dict[str, Any]]] = deque()
         self._early: list[Item] = []
         self._clock_ns = 0
         self._clock_due = 0.0
         self._active = True
         self._control_lost = 0
-        self.orphans_lost = 0
         self.records = 0
         self.given_ns = 0
-
-    def fileno(self) -> int:
-        return self._epoll.fileno()
 
     def poll(self, timeout_s: float = IDLE_S) -> list[Item]:
         """Waits at most `timeout_s` for records; then everything that came, in order per flow:
@@ -152,6 +150,7 @@ class LiveSource:
         self._read_control(items)
         if due:
             self._make_up(items)
+            self._forget_foreign()
         self._read_segments(before_control, items)
         while self._closing and data.position >= self._closing[0][0]:
             self._close(self._closing.popleft()[1], items)
@@ -163,6 +162,11 @@ class LiveSource:
         """Decide on the candidates that wait; what else the control ring holds stays for `poll`."""
         self._read_clock()
         self._read_control(self._early)
+
+    @property
+    def orphans_lost(self) -> int:
+        """Payloads that came with a listener and could not be kept for their connection."""
+        return self._orphans.lost
 
     @property
     def is_drained(self) -> bool:
@@ -205,16 +209,24 @@ class LiveSource:
         if lost == self._control_lost:
             return
         self._control_lost = lost
+        known_before = set(self._known)
         open_now = set()
         for row in self._callouts.list_flows():
             record = _opened_row.read(row["opened"].tobytes())
             open_now.add(record["flow_id"])
-            if record["flow_id"] not in self._known and record["flow_id"] not in self._foreign:
+            if record["flow_id"] not in self._foreign:
                 self._open(record, items)
-        self._read_control(items)  # what ended meanwhile is told there
+        self._read_control(items)  # what ended meanwhile is told there; so is what is newer
         closing = {record["flow_id"] for _, record in self._closing}
-        for flow_id in self._known.keys() - open_now - closing:
+        for flow_id in known_before - open_now - closing:
             self._closing.append((self._data.produced, {"flow_id": flow_id}))
+
+    def _forget_foreign(self) -> None:
+        """Once all that the ring held of them has long been passed."""
+        for flow_id, until in list(self._foreign.items()):
+            if until <= self._passed:
+                del self._foreign[flow_id]
+        self._passed = self._data.position
 
     def _meet(self, record: dict[str, Any], kind: int) -> None:
         process_id = record["process_id"]
@@ -222,27 +234,56 @@ class LiveSource:
         _remember(self._paths, process_id, path)
         if kind != RecordKind.EXEC:
             return
-        candidate = Candidate(
-            record["candidates"],
-            record["pid"],
-            path,
-            os.fsdecode(record["filename"][: record["filename_length"]].rstrip(b"\0")),
-            record["arguments"][: record["arguments_length"]],
-            record["inode"],
-            record["device"],
-            bool(record["flags"] & ProcessFlag.EXISTING),
+        self._decide(
+            Candidate(
+                process_id,
+                record["candidates"],
+                record["pid"],
+                path,
+                os.fsdecode(record["filename"][: record["filename_length"]].rstrip(b"\0")),
+                record["arguments"][: record["arguments_length"]],
+                bool(record["flags"] & ProcessFlag.EXISTING),
+            )
         )
+
+    def _decide(self, candidate: Candidate) -> int:
         verdict = self._judge(candidate) & candidate.filters
-        _remember(self._verdicts, process_id, verdict)
-        self._callouts.decide(process_id, verdict)
+        _remember(self._verdicts, candidate.process_id, verdict)
+        self._callouts.decide(candidate.process_id, verdict)
+        return verdict
+
+    def _verdict_of(self, record: dict[str, Any]) -> int:
+        """The filters that the process of an OPENED record does match. Where its own record was
+        lost, or so many came since that it is forgotten, /proc is asked."""
+        known = self._verdicts.get(record["process_id"])
+        if known is not None:
+            return known & int(record["candidates"])
+        path = self._path_of(record)
+        return self._decide(
+            Candidate(
+                record["process_id"], record["candidates"], record["pid"], path, "", b"", True
+            )
+        )
+
+    def _path_of(self, record: dict[str, Any]) -> str:
+        """The program of an OPENED record."""
+        path = self._paths.get(record["process_id"])
+        if path is None:  # its record was lost with the control ring full
+            try:
+                path = os.readlink(f"/proc/{record['pid']}/exe")
+            except OSError:
+                path = ""
+        return path
 
     def _open(self, record: dict[str, Any], items: list[Item]) -> None:
         flow_id = record["flow_id"]
+        if flow_id in self._known:  # made up before its record was read
+            return
         filters = record["filters"]
         if record["candidates"]:
-            filters |= self._verdicts.get(record["process_id"], 0) & record["candidates"]
+            filters |= self._verdict_of(record)
         if not filters:
-            _remember(self._foreign, flow_id, None, FOREIGN)
+            _remember(self._foreign, flow_id, self._data.produced, FOREIGN)
             return
         flags = record["flags"]
         role = Role.CLIENT if flags & FlowFlag.ACTIVE else Role.SERVER
@@ -253,25 +294,17 @@ class LiveSource:
         items.append(
             Opened(flow, (sequence[local], sequence[remote]), (passed[local], passed[remote]))
         )
-        ends = _ends(record)
+        ends = Ends.of(record)
         self._known[flow_id] = _Known(sent, passed, ends)
         self._sent[flow_id] = sent
         if role is Role.SERVER:
             self._passive[ends] = flow_id
-            for segment, payload in self._orphans.pop(ends, ()):
-                items.append(self._segment(segment, payload, flow_id))
+            items += self._orphans.claim(ends, flow_id)
 
     def _flow(self, record: dict[str, Any], filters: int, role: Role) -> Flow:
-        process_id, pid = record["process_id"], record["pid"]
-        path = self._paths.get(process_id)
-        if path is None:  # its record was lost with the control ring full
-            try:
-                path = os.readlink(f"/proc/{pid}/exe")
-            except OSError:
-                path = ""
         app = App(
-            path,
-            pid,
+            self._path_of(record),
+            record["pid"],
             record["comm"][:COMM_LENGTH].split(b"\0")[0].decode("utf-8", "backslashreplace"),
             record["uid"],
             self._callouts.cgroups.path_of(record["cgroup_id"]),
@@ -338,30 +371,22 @@ class LiveSource:
     def _take_orphan(self, record: memoryview, items: list[Item]) -> None:
         """Payload that came while there was only the listener: it belongs to the connection with
         the same ends, which is opened just before or just after."""
-        segment = _segment_row.read(record)
+        header = _segment_row.read(record)
         at = SEGMENT_RECORD.itemsize
-        tuple_ = _orphan_row.read(record, at)
-        payload = bytes(record[at + ORPHAN_TUPLE.itemsize :])
-        ends = _ends(tuple_)
+        ends = Ends.of(_orphan_row.read(record, at))
         flow_id = self._passive.get(ends)
-        if flow_id is not None:
-            items.append(self._segment(segment, payload, flow_id))
-            return
-        self._orphans.setdefault(ends, []).append((segment, payload))
-        if len(self._orphans) > ORPHANS:
-            _, dropped = self._orphans.popitem(last=False)
-            self.orphans_lost += len(dropped)
-
-    def _segment(self, record: dict[str, Any], payload: bytes, flow_id: int) -> Segment:
-        """An orphan as a segment of its flow: received by a server."""
-        return Segment(
-            flow_id,
+        segment = Segment(
+            flow_id or 0,
             Direction.TO_SERVER,
-            record["sequence"],
-            payload,
-            record["time_ns"] + self._clock_ns,
-            acknowledged=record["acknowledgment"],
+            header["sequence"],
+            bytes(record[at + ORPHAN_TUPLE.itemsize :]),
+            header["time_ns"] + self._clock_ns,
+            acknowledged=header["acknowledgment"],
         )
+        if flow_id is None:
+            self._orphans.add(ends, segment)
+        else:
+            items.append(segment)
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -417,37 +442,6 @@ def _ranges(flow_id: int, known: _Known, record: dict[str, Any], time_ns: int) -
     ]
 
 
-def kernel_totals(record: dict[str, Any], passed: tuple[int, int]) -> tuple[int, int]:
-    """Payload bytes sent and received by the counters of a CLOSED record.
-
-    The sequence numbers are exact but wrap; the 64-bit counters tell which turn it is. SYN and
-    FIN take a number each and are no payload (RFC 9293 §3.4).
-    """
-    flags = record["flags"]
-    sent = record["snd_nxt"] - record["origin"][0]
-    if flags & FlowFlag.FIN_SENT and _follows(record["snd_nxt"], record["fin"][0]):
-        sent -= 1
-    received = record["rcv_nxt"] - record["origin"][1]
-    if flags & FlowFlag.FIN_RECEIVED and _follows(record["rcv_nxt"], record["fin"][1]):
-        received -= 1
-    in_flight = (record["snd_nxt"] - record["snd_una"]) & 0xFFFFFFFF
-    return (
-        _nearest(passed[0] + sent, record["bytes_acked"] + in_flight),
-        _nearest(passed[1] + received, record["bytes_received"]),
-    )
-
-
-def _follows(sequence: int, fin: int) -> bool:
-    """Whether the FIN with this number is covered by `sequence`."""
-    return (sequence - fin - 1) & 0xFFFFFFFF < 1 << 31
-
-
-def _nearest(value: int, estimate: int) -> int:
-    """The number equal to `value` modulo 2**32 that is nearest to `estimate`."""
-    offset = (value - estimate + (1 << 31)) % (1 << 32) - (1 << 31)
-    return max(0, estimate + offset)
-
-
 def _path(components: bytes) -> str:
     """A path from its components, leaf first, each ended by a zero byte."""
     parts = components.rstrip(b"\0").split(b"\0")
@@ -466,12 +460,3 @@ def _address(raw: bytes, family: int) -> str:
     if family == 6 and not raw.startswith(_MAPPED):
         return socket.inet_ntop(socket.AF_INET6, raw)
     return socket.inet_ntop(socket.AF_INET, raw[:4] if family == 4 else raw[-4:])
-
-
-def _ends(record: dict[str, Any]) -> _Ends:
-    """What both the packet and the socket say of a connection. An IPv6 socket knows its IPv4 peer
-    by a mapped address (RFC 4291 §2.5.5.2), so every IPv4 address is written that way."""
-    local, remote = record["local"], record["remote"]
-    if record["family"] == 4:
-        local, remote = _MAPPED + local[:4], _MAPPED + remote[:4]
-    return record["space"], local, record["local_port"], remote, record["remote_port"]

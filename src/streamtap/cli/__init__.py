@@ -17,6 +17,7 @@ INTERRUPTED = 130  # 128 + SIGINT
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; its exit code."""
+    _hold_standard_numbers()
     with contextlib.suppress(AttributeError):  # stdout is closed, or is not a text file
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
@@ -77,6 +78,15 @@ def _complain(message: str, hint: str, code: int) -> int:
 def _told(error: OSError) -> str:
     reason = error.strerror or str(error)
     return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def _hold_standard_numbers() -> None:
+    """What was closed when we were started: no file of ours, nor of a command, gets its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
 
 
 def _silence_stdout() -> None:

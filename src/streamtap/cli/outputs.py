@@ -16,6 +16,8 @@ from streamtap.trace import Selection, Session, Sink, choose, open_sink
 from streamtap.trace.console import Show
 
 STDOUT = 1
+# Where it is told that somebody asked for content, which is never hidden.
+ASKED = Selection(frozenset({(ControlRequest.provider, ControlRequest.flag, ControlRequest.level)}))
 STANDARD_OUTPUT = "standard output"
 
 
@@ -32,6 +34,8 @@ class Outputs:
         self.selection = choose(arguments.provider, arguments.flag, arguments.level)
         if arguments.count is not None and not self._chosen:
             self.selection = without_ours(self.selection)
+        if arguments.content == "full":  # whatever else was chosen
+            self.selection |= ASKED
         self._still: int | None = arguments.count
         self._specs = sinks(arguments)
         self._calm = not (self._chosen or arguments.verbose)
@@ -172,14 +176,13 @@ def is_routine(record: Record) -> bool:
 
 
 def without_ours(selection: Selection) -> Selection:
-    """Only records of connections; and that somebody asked for content, which is never hidden."""
+    """Only records of connections."""
     return Selection(
         frozenset(
             (provider, flag, level)
             for provider, flag, level in selection.places
             if provider not in ("init", "control") and flag not in ("state_change", "layer_notify")
         )
-        | {(ControlRequest.provider, ControlRequest.flag, ControlRequest.level)}
     )
 
 

@@ -12,7 +12,7 @@ import re
 import shlex
 import shutil
 import stat
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import msgspec
@@ -27,6 +27,14 @@ UID_MAX = 2**32 - 2  # the last one means "no user"
 SCRIPT_LINE = 256  # BINPRM_BUF_SIZE: the kernel reads no more of a #! line
 ARGV_BYTES = 4096  # of a command line that a pattern may look at: bounds what it can cost
 CGROUPS = 50_000  # directories that the search for a unit may look at
+
+# Programs that run a file they are given; versions follow the name.
+_INTERPRETERS = re.compile(
+    r"(python|pypy|perl|ruby|nodejs|node|deno|bun|php|lua|luajit|tclsh|wish|expect|guile|Rscript|"
+    r"bash|dash|ash|ksh|mksh|zsh|fish|sh|busybox)[\d.-]*"
+)
+# An option after which there is no script: the program is in the words (`sh -ec`, `python3 -m`).
+ENDS_OPTIONS = re.compile(r"-[A-Za-z]*[cm]")
 
 _DELETED = " (deleted)"  # what /proc/PID/exe says of a file that was replaced
 _UNIT_SUFFIXES = (".service", ".scope", ".slice", ".socket", ".mount", ".swap")
@@ -285,6 +293,11 @@ def matches_script(scope: Scope, script_path: str) -> bool:
     return scope.kind == "exe" and (scope.script or scope.glob) and _same_path(scope, script_path)
 
 
+def runs_scripts(*programs: str) -> bool:
+    """Is one of these, a path or a name, an interpreter, so that a file it is given is a script?"""
+    return any(_INTERPRETERS.fullmatch(os.path.basename(program)) for program in programs)
+
+
 def _same_path(scope: Scope, path: str) -> bool:
     if scope.glob:
         return fnmatch.fnmatchcase(path, scope.value)
@@ -300,11 +313,3 @@ def matches_cmdline(scope: Scope, argv: bytes) -> bool:
         return False
     line = argv[:ARGV_BYTES].rstrip(b"\0").replace(b"\0", b" ")
     return re.search(scope.value, line.decode("utf-8", "backslashreplace")) is not None
-
-
-def covers_pid(scope: Scope, pid: int, ancestors: Collection[int] = ()) -> bool:
-    """Is the process in a scope by pid? Descendants are only where it follows forks."""
-    if scope.kind != "pid":
-        return False
-    root = int(scope.value)
-    return pid == root or (scope.follow_forks and root in ancestors)

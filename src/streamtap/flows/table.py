@@ -169,10 +169,6 @@ class FlowTable(Generic[StreamT, ParserT]):
     def __len__(self) -> int:
         return len(self._flows)
 
-    def states(self) -> tuple[FlowState[StreamT, ParserT], ...]:
-        """The flows that are open, the oldest first."""
-        return tuple(self._flows.values())
-
     def open(self, opened: Opened) -> tuple[FlowState[StreamT, ParserT], Sequence[Segment]] | None:
         """The new flow, and the segments that came before its opening, in their order.
 

@@ -1,0 +1,1 @@
+"""Measurements: `python -m bench [NAME …] [--rounds N] [--quick]`. Results: docs/performance.md."""

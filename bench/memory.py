@@ -1,0 +1,144 @@
+"""The way of the data in memory: what each stage costs for a message of a chat, without a kernel.
+
+A batch holds as many records as a poll finds when the callouts wake their reader every 10 ms at
+fifty thousand round trips a second.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from bench.rounds import Plan, line, per_item, spread
+from bench.spans import Span, Words
+from streamtap.events import Record
+from streamtap.model import Content, Direction, Segment
+from streamtap.pipeline import Pipeline, Places
+from streamtap.streams import Reassembler
+from streamtap.trace import JsonLines, Output, choose
+
+CONNECTIONS = 100
+TURNS = 100
+BATCH = 1000
+NOTHING: Places = frozenset()
+_TEXT = b"MIME-Version: 1.0\r\nContent-Type: text/plain\r\n\r\nsee you at nine"
+CHAT: Words = (b"\xe7" * 100, b"\xe7" * 100)
+SIGN_IN: Words = (
+    b"USR 1 alice@example.com 1234.5678\r\n",
+    b"USR 1 OK alice@example.com Alice\r\n",
+)
+TALK: Words = (
+    b"MSG 2 N %d\r\n%b" % (len(_TEXT), _TEXT),
+    b"MSG bob@example.com Bob %d\r\n%b" % (len(_TEXT), _TEXT),
+)
+
+
+@contextmanager
+def _span(*turns: Words) -> Iterator[Span]:
+    span = Span(CONNECTIONS, turns)
+    try:
+        yield span
+    finally:
+        span.close()
+
+
+def _nanoseconds(name: str, action: Callable[[], int], plan: Plan) -> None:
+    line(name, spread(per_item(action, plan), "{:.0f}") + " ns")
+
+
+def ring(plan: Plan) -> None:
+    """Walking the ring, and its headers to segments."""
+    with _span(*[CHAT] * TURNS) as span:
+
+        def walk() -> int:
+            return len(span.find())
+
+        def segments() -> int:
+            found = span.find()
+            for at in range(0, len(found), BATCH):
+                span.segments(found[at : at + BATCH])
+            return len(found)
+
+        _nanoseconds("ring: walk, per record", walk, plan)
+        _nanoseconds("ring: walk, decode, join, per record", segments, plan)
+
+
+def reassembler(plan: Plan) -> None:
+    """Segments in order, one by one and joined."""
+    with _span(*[CHAT] * TURNS) as span:
+        joined = [segment for batch in span.batches(BATCH) for segment in batch]
+        single = [segment for batch in span.batches(CONNECTIONS) for segment in batch]
+        for name, segments in (("joined", joined), ("single", single)):
+
+            def push(segments: list[Segment] = segments) -> int:
+                streams = {
+                    (flow, side): Reassembler(0, 0) for flow in span.flows for side in Direction
+                }
+                for segment in segments:
+                    streams[segment.flow_id, segment.direction].push(segment)
+                return len(segments)
+
+            _nanoseconds(f"reassembler: {name} segments, each", push, plan)
+
+
+def _feed(span: Span, places: Places | None, take: Callable[[list[Record]], object]) -> int:
+    pipeline = Pipeline(places=places, content=Content.META)
+    take(pipeline.feed(span.openings()))
+    for batch in span.batches(BATCH):
+        take(pipeline.feed(batch))
+    return span.messages
+
+
+def _ignore(records: list[Record]) -> None:
+    return None
+
+
+def opaque(plan: Plan) -> None:
+    """From the ring to the opaque parser, and on to bursts that somebody wants."""
+    with _span(*[CHAT] * TURNS) as span:
+        wanted = choose().places
+        _nanoseconds(
+            "opaque: nothing wanted, per message", lambda: _feed(span, NOTHING, _ignore), plan
+        )
+        _nanoseconds("opaque: to records, per message", lambda: _feed(span, wanted, _ignore), plan)
+        _nanoseconds("opaque: to JSON, per message", lambda: _feed_json(span, wanted), plan)
+
+
+def msnp(plan: Plan) -> None:
+    """A chat by MSNP: every message becomes a pattern."""
+    with _span(SIGN_IN, *[TALK] * TURNS) as span:
+        wanted = choose().places
+        _nanoseconds(
+            "msnp: nothing wanted, per message", lambda: _feed(span, NOTHING, _ignore), plan
+        )
+        _nanoseconds("msnp: to records, per message", lambda: _feed(span, wanted, _ignore), plan)
+        _nanoseconds("msnp: to JSON, per message", lambda: _feed_json(span, wanted), plan)
+
+
+def _feed_json(span: Span, places: Places) -> int:
+    with open(os.devnull, "wb", buffering=0) as null:
+        sink = JsonLines(Output(null))
+        sink.open()
+
+        def write(records: list[Record]) -> None:
+            for number, record in enumerate(records):
+                sink.write(number, record)
+            sink.flush()
+
+        return _feed(span, places, write)
+
+
+def sinks(plan: Plan) -> None:
+    """Records to JSON lines."""
+    records: list[Record] = []
+    with _span(*[CHAT] * TURNS) as span:
+        _feed(span, choose().places, records.extend)
+    with open(os.devnull, "wb", buffering=0) as null:
+        sink = JsonLines(Output(null))
+
+        def write() -> int:
+            for number, record in enumerate(records):
+                sink.write(number, record)
+            sink.flush()
+            return len(records)
+
+        _nanoseconds("sinks: JSON line, per record", write, plan)

@@ -1,0 +1,132 @@
+"""The monitor under measure, a process of its own: `python -m bench.monitor SCOPE …`.
+
+Prints a line of JSON when it is attached, one for each line that it reads, and a last one when
+its input ends: what it used (CPU, memory) and what the kernel and the pipeline counted.
+"""
+
+import argparse
+import json
+import os
+import resource
+import select
+import sys
+import time
+from array import array
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from streamtap.capture.callouts import RING_BYTES
+from streamtap.events import FlowClosed, FlowIdentified, Record
+from streamtap.flows.scope import resolve
+from streamtap.model import Content
+from streamtap.trace import Session, choose, open_sink
+from streamtap.watch import Watch
+
+# Openings and closings only: everything is understood, and next to nothing is made of it.
+CERTIFICATES = frozenset({("monitor", "flow_established", "info")})
+PATIENCE_S = 0.1
+
+
+class Meter:
+    """Takes the records, and tells what it all cost.
+
+    delays: nanoseconds from the time of a record to when it came, if asked for.
+    """
+
+    def __init__(self, watch: Watch, session: Session | None, with_delays: bool) -> None:
+        self._watch = watch
+        self._session = session
+        self._delays = array("q") if with_delays else None
+        self._protocols: set[str] = set()
+        self._certificates = {"complete": 0, "incomplete": 0, "missing": 0}
+
+    def take(self, records: Iterable[Record]) -> None:
+        now_ns = time.time_ns()
+        for record in records:
+            if self._delays is not None and not isinstance(record.body, FlowClosed):
+                self._delays.append(now_ns - record.time_ns)
+            if isinstance(record.body, FlowClosed):
+                self._certify(record.body)
+            elif isinstance(record.body, FlowIdentified):
+                self._protocols.add(record.body.protocol)
+            if self._session is not None:
+                self._session.offer(record)
+        if self._session is not None:
+            self._session.flush()
+
+    def _certify(self, closed: FlowClosed) -> None:
+        self._certificates["complete" if closed.complete else "incomplete"] += 1
+        self._certificates["missing"] += closed.missing or 0
+
+    def report(self) -> None:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        report: dict[str, Any] = {
+            "at_s": time.monotonic(),
+            "cpu_s": used.ru_utime + used.ru_stime,
+            "user_s": used.ru_utime,
+            "rss_mb": _resident_mb(),
+            "records": self._watch.pipeline.records,
+            "delivered": self._watch.pipeline.bytes,
+            "read": self._watch.source.records,
+            "drops": self._watch.drops,
+            "gaps": self._watch.pipeline.gaps,
+            "protocols": sorted(self._protocols),
+            **self._certificates,
+            **self._watch.callouts.counters(),
+        }
+        if self._delays:
+            points = np.percentile(np.array(self._delays), [50, 99, 100]) / 1e6
+            report |= dict(zip(("p50_ms", "p99_ms", "max_ms"), points.tolist(), strict=True))
+            del self._delays[:]
+        print(json.dumps(report), flush=True)
+
+
+def _resident_mb() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench.monitor")
+    parser.add_argument("scope", nargs="+")
+    parser.add_argument("--content", default="meta", choices=("none", "meta", "full"))
+    parser.add_argument("--json", action="store_true", help="records as JSON to /dev/null")
+    parser.add_argument("--delays", action="store_true")
+    parser.add_argument("--ring", type=int, default=RING_BYTES >> 20, help="MiB, a power of two")
+    given = parser.parse_args()
+    places = choose().places if given.json or given.delays else CERTIFICATES
+    watch = Watch(
+        [resolve("exe", path) for path in given.scope],
+        content=Content[given.content.upper()],
+        places=places,
+        ring_bytes=given.ring << 20,
+    )
+    session = None
+    if given.json:
+        null = open(os.devnull, "wb", buffering=0)  # noqa: SIM115 - lives as long as we do
+        session = Session(choose(), [open_sink("json", stdout=null)])
+    meter = Meter(watch, session, given.delays)
+    try:
+        watch.start()
+        meter.report()
+        while True:
+            records = watch.poll(PATIENCE_S)
+            if records:
+                meter.take(records)
+            if select.select([sys.stdin], [], [], 0)[0]:
+                if not os.read(0, 1):
+                    break
+                while not watch.source.is_drained:
+                    meter.take(watch.poll(0))
+                meter.report()
+        for records in watch.finish():
+            meter.take(records)
+        meter.report()
+    finally:
+        watch.close()
+
+
+if __name__ == "__main__":
+    main()

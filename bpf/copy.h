@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/* Payload into the data ring: two ways, for kernels with dynamic pointers and for those before. */
+#ifndef STREAMTAP_COPY_H
+#define STREAMTAP_COPY_H
+
+#include "state.h"
+
+enum {
+	MAX_PAYLOAD = 524287,	/* GRO_MAX_SIZE; what is longer is counted as lost */
+	WAKE_PAUSE_NS = 200000, /* between two wake-ups because of a full ring */
+};
+
+/* Whether the reader is to be woken: at once when it slept long or the ring fills, else later. */
+static __always_inline __u64 wake_flags(struct settings *set, __u64 now, __u64 used)
+{
+	__u64 since = now - set->woken_ns;
+
+	if (since > set->wake_ns || (used > set->wake_bytes && since > WAKE_PAUSE_NS)) {
+		set->woken_ns = now;
+		return BPF_RB_FORCE_WAKEUP;
+	}
+	return BPF_RB_NO_WAKEUP;
+}
+
+#ifdef STREAMTAP_SCRATCH
+enum {
+	SCRATCH_BYTES = 32768,
+	SCRATCH_SLOTS = 4,   /* process, soft and hard interrupt, and one to spare */
+	PIECE_BYTES = 16384, /* a power of two: the verifier bounds the length by a mask */
+	PIECES = MAX_PAYLOAD / (PIECE_BYTES - 1) + 1,
+};
+
+/* For kernels before 5.19: the record is put together in a buffer of this CPU, in pieces. */
+struct scratch {
+	__u32 busy;
+	__u32 reserved;
+	struct segment_record record;
+	unsigned char payload[SCRATCH_BYTES - sizeof(struct segment_record) - 8];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SCRATCH_SLOTS);
+	__type(key, __u32);
+	__type(value, struct scratch);
+} scratches SEC(".maps");
+
+static __noinline int put(struct __sk_buff *skb, struct segment_record *record,
+			  struct orphan_tuple *tuple, __u32 offset, __u64 flags)
+{
+	__u32 left = record->captured, done = 0, total = record->length;
+	struct scratch *scratch = 0;
+	int result = 0;
+
+	/* A packet hook can be interrupted by another on the same CPU: take a free slot. */
+	for (__u32 i = 0; i < SCRATCH_SLOTS; i++) {
+		__u32 slot = i;
+
+		scratch = bpf_map_lookup_elem(&scratches, &slot);
+		if (scratch && __sync_val_compare_and_swap(&scratch->busy, 0, 1) == 0)
+			break;
+		scratch = 0;
+	}
+	if (!scratch)
+		return -1;
+	scratch->record = *record;
+	for (int i = 0; i < PIECES; i++) {
+		__u32 piece = left > PIECE_BYTES - 1 ? PIECE_BYTES - 1 : left;
+		__u32 head = sizeof(*record);
+
+		if (tuple) {
+			__builtin_memcpy(scratch->payload, tuple, sizeof(*tuple));
+			head += sizeof(*tuple);
+		}
+		asm volatile("" : "+r"(piece));
+		piece &= PIECE_BYTES - 1;
+		scratch->record.sequence = record->sequence + done;
+		scratch->record.captured = piece;
+		/* The last piece also stands for what the policy left out. */
+		scratch->record.length = left == piece ? total - done : piece;
+		if (piece && bpf_skb_load_bytes(skb, offset + done,
+						scratch->payload + head - sizeof(*record), piece)) {
+			result = -1;
+			break;
+		}
+		if (bpf_ringbuf_output(&segments, &scratch->record, head + piece, flags)) {
+			result = -1;
+			break;
+		}
+		done += piece;
+		left -= piece;
+		if (!left)
+			break;
+	}
+	record->captured = done; /* what was kept before the ring was full */
+	__sync_lock_test_and_set(&scratch->busy, 0);
+	return result;
+}
+#else
+static __noinline int put(struct __sk_buff *skb, struct segment_record *record,
+			  struct orphan_tuple *tuple, __u32 offset, __u64 flags)
+{
+	__u32 head = sizeof(*record), length = record->captured, done = 0, failed = 0;
+	struct bpf_dynptr to;
+
+	if (tuple)
+		head += sizeof(*tuple);
+	if (bpf_ringbuf_reserve_dynptr(&segments, head + length, 0, &to)) {
+		bpf_ringbuf_discard_dynptr(&to, 0);
+		record->captured = 0;
+		return -1;
+	}
+	bpf_dynptr_write(&to, 0, record, sizeof(*record), 0);
+	if (tuple)
+		bpf_dynptr_write(&to, sizeof(*record), tuple, sizeof(*tuple), 0);
+	/* Slices of constant size, chosen by the bits of the length: exact, and the verifier agrees. */
+#define SLICE(size)                                                                \
+	if (length & (size)) {                                                     \
+		void *slice = bpf_dynptr_data(&to, head + done, size);             \
+		if (!slice || bpf_skb_load_bytes(skb, offset + done, slice, size)) \
+			failed = 1;                                                \
+		done += (size);                                                    \
+	}
+	SLICE(262144)
+	SLICE(131072)
+	SLICE(65536)
+	SLICE(32768)
+	SLICE(16384)
+	SLICE(8192)
+	SLICE(4096)
+	SLICE(2048)
+	SLICE(1024)
+	SLICE(512)
+	SLICE(256)
+	SLICE(128)
+	SLICE(64)
+	SLICE(32)
+	SLICE(16)
+	SLICE(8)
+	SLICE(4)
+	SLICE(2)
+	SLICE(1)
+#undef SLICE
+	if (failed) {
+		bpf_ringbuf_discard_dynptr(&to, 0);
+		record->captured = 0;
+		return -1;
+	}
+	bpf_ringbuf_submit_dynptr(&to, flags);
+	return 0;
+}
+#endif
+
+/* A record without payload: bytes that were counted. */
+static __always_inline int put_range(struct segment_record *record, __u32 sequence, __u32 length,
+				     __u64 flags)
+{
+	struct segment_record range = *record;
+
+	range.sequence = sequence;
+	range.length = length;
+	range.captured = 0;
+	return bpf_ringbuf_output(&segments, &range, sizeof(range), flags);
+}
+
+#endif
