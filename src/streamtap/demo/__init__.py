@@ -14,6 +14,7 @@ from pathlib import Path
 from streamtap.demo.processes import Processes, ProcessFailed
 
 TIMEOUT_S = 30.0
+START_S = 10.0  # of an interpreter on a busy machine
 PAUSES = 40  # no run has more of them one after the other
 FAREWELL_S = 3.0  # the clients give up first, and say why
 
@@ -93,7 +94,7 @@ def run(
         try:
             command = server_command(attended=True, transcript=transcript("server"))
             processes.start("server", command)
-            ports = json.loads(processes.line("server", timeout_s))
+            ports = json.loads(processes.line("server", START_S))
             if on_ready is not None:
                 on_ready([ports["notification"], ports["switchboard"]])
             for who in ("alice", "bob"):
