@@ -189,7 +189,13 @@ struct settings {		     /* the one value of `settings`, mapped by user space */
 		marked; /* some socket was marked: until then the packet hooks return at once */
 };
 
-struct counters { /* the one per-CPU value of `counters` */
+enum counted { /* keys of `counters` */
+	       COUNTED_IN_SCOPE = 0,
+	       COUNTED_CANDIDATES =
+		       1, /* may turn out to be somebody else's: their loss is none of ours */
+};
+
+struct counters { /* per CPU */
 	unsigned long long segments;
 	unsigned long long seen_bytes;
 	unsigned long long captured_bytes;

@@ -9,7 +9,7 @@ enum { POSITION_TRIES = 16 }; /* one or two do, unless a segment is on its way e
 
 static __always_inline void lose_mark(void)
 {
-	struct counters *count = the_counters();
+	struct counters *count = the_counters(COUNTED_IN_SCOPE);
 
 	if (count)
 		ADD(count->marks_lost, 1);

@@ -119,7 +119,7 @@ static __always_inline void *reserve_control(__u32 length)
 	void *record = bpf_ringbuf_reserve(&control, length, 0);
 
 	if (!record) {
-		struct counters *count = the_counters();
+		struct counters *count = the_counters(COUNTED_IN_SCOPE);
 
 		if (count)
 			ADD(count->control_lost, 1);

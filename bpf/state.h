@@ -118,7 +118,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2);
 	__type(key, __u32);
 	__type(value, struct counters);
 } counters SEC(".maps");
@@ -147,11 +147,11 @@ static __always_inline struct settings *the_settings(void)
 	return bpf_map_lookup_elem(&settings, &zero);
 }
 
-static __always_inline struct counters *the_counters(void)
+static __always_inline struct counters *the_counters(enum counted of)
 {
-	__u32 zero = 0;
+	__u32 key = of;
 
-	return bpf_map_lookup_elem(&counters, &zero);
+	return bpf_map_lookup_elem(&counters, &key);
 }
 
 /* Atomic also where a value is of one CPU: a packet hook may be interrupted by another. */

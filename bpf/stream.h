@@ -145,7 +145,7 @@ static __always_inline int stream(struct __sk_buff *skb, __u32 direction)
 	flow = bpf_sk_storage_get(&flows, sk, 0, 0);
 	if (likely(!flow))
 		return 1;
-	count = the_counters();
+	count = the_counters(flow->filters ? COUNTED_IN_SCOPE : COUNTED_CANDIDATES);
 	if (!count)
 		return 1;
 	if (flow->candidates && settle(flow)) {

@@ -48,7 +48,7 @@ from streamtap.patterns.bursts import PAUSE_NS
 from streamtap.protocols import Limits, Parser, by_name
 from streamtap.protocols.opaque import OpaqueData
 from streamtap.speech import OPAQUE, Run, Speech
-from streamtap.streams import Reassembler
+from streamtap.streams import Pool, Reassembler
 
 Places = frozenset[tuple[str, str, str]]
 SetPolicy = Callable[[int, Policy], None]
@@ -86,8 +86,11 @@ class Pipeline:
         max_flows: int = 65_536,
         idle_ns: int | None = None,
     ) -> None:
+        pool = Pool()
         self.table: FlowTable[Reassembler, Speech] = FlowTable(
-            Reassembler, max_flows=max_flows, idle_ns=idle_ns
+            lambda sequence, offset: Reassembler(sequence, offset, pool),
+            max_flows=max_flows,
+            idle_ns=idle_ns,
         )
         self.conversations = Conversations(content)
         self.gaps = 0

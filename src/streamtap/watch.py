@@ -8,8 +8,10 @@ import errno
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FrameType
 
 from streamtap.capture.callouts import RING_BYTES, Callouts
 from streamtap.capture.identity import host_key, in_host_pid_namespace, process_text
@@ -28,6 +30,7 @@ from streamtap.model import Content, Flow, Policy
 from streamtap.pipeline import Pipeline, Places
 
 MAX_FILTERS = 64
+PATTERN_S = 0.1  # for one command line; thousands of times what a sound pattern takes
 TICK_S = 0.01  # while bursts are open
 TICK_AT_LEAST_NS = 1_000_000_000  # else: what waits for a flow that is never opened has to go
 LAST_DRAINS = 10_000  # a bound on the last look at the rings: traffic has stopped by then
@@ -148,6 +151,7 @@ class Watch:
         self._command_stdout = command_stdout
         self._new_only = new_only
         self._closed = False
+        self.undecided = 0  # command lines on which the pattern took too long
         self._tick_due_ns = 0
         self.pipeline = Pipeline(
             content=content,
@@ -241,7 +245,12 @@ class Watch:
         self, scope: Scope, candidate: Candidate, arguments: bytes, directory: str
     ) -> bool:
         if scope.kind == "cmdline":
-            return matches_cmdline(scope, arguments)
+            try:
+                with time_limit(PATTERN_S):
+                    return matches_cmdline(scope, arguments)
+            except TimeoutError:
+                self.undecided += 1
+                return False
         if matches_path(scope, candidate.path):
             return True
         if not (scope.script or scope.glob):
@@ -313,6 +322,7 @@ class Watch:
             "first segments whose connection was never seen": self.source.orphans_lost,
             "flows beyond the most that are followed": table.refused,
             "segments of flows that were not known": table.early_refused,
+            "command lines on which a pattern took too long": self.undecided,
         }
 
     def _end_child(self) -> None:
@@ -326,6 +336,26 @@ class Watch:
             self._end_child()
             self.source.close()
             self.callouts.close()
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in what takes longer. A pattern can take for ever on what anybody may
+    call a process. Without effect outside the main thread, which alone is told of signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def expire(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _is_file(pid: int, path: str) -> bool:

@@ -53,7 +53,7 @@ def test_what_nobody_will_look_at_is_counted_once_that_is_known(
     assert closed.sent_counted == size
     counters = watch.watch.callouts.counters()
     assert counters["captured_bytes"] == 18
-    assert counters["counted_bytes"] == size + 4
+    assert counters["counted_bytes"] >= size + 4  # more where TCP sent something again
     assert sum(data.bytes for data in watch.all(Data, "sent")) == size + 18
     assert watch.watch.drops == 0
 

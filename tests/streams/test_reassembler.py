@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from streams.reference import Reference
 from streamtap.model import Chunk, Direction, Gap, Limit, Overlap, Segment, StreamItem
-from streamtap.streams import Reassembler
-from streamtap.streams.reassembler import PIECE_COST, RANGES, REMEMBERED, WINDOW
+from streamtap.streams import Pool, Reassembler
+from streamtap.streams.reassembler import HOLD_OWN, PIECE_COST, RANGES, REMEMBERED, WINDOW
 
 FIRST = 2**32 - 60  # sequence number of the first byte: every longer stream wraps
 
@@ -359,6 +359,32 @@ def test_too_much_behind_a_hole_ends_the_hole_and_the_data_flows_on() -> None:
     assert [item for item in items if isinstance(item, Gap)] == [Gap(0, 10, "limit", 5)]
     assert check_tiling(items, 0) == 2010
     assert reassembler.held <= 4096
+
+
+def test_a_window_of_megabytes_behind_a_late_segment_costs_nothing() -> None:
+    reassembler = Reassembler(FIRST, 0)
+    size = 64 << 10
+    for number in range(1, 100):
+        assert not reassembler.push(segment(number * size, bytes(size)))
+    items = reassembler.push(segment(0, bytes(size)))
+    assert check_tiling(items, 0) == 100 * size
+    assert reassembler.missing == reassembler.held == 0
+
+
+def test_many_flows_with_holes_share_a_bound_and_each_has_a_little_of_its_own() -> None:
+    pool = Pool(limit=1 << 20)
+    flows = [Reassembler(FIRST, 0, pool) for _ in range(40)]
+    for offset in range(1, 200_000, 1000):
+        for flow in flows[:39]:
+            flow.push(segment(offset, bytes(1000)))
+    assert pool.held == sum(flow.held for flow in flows)
+    assert pool.held <= (1 << 20) + 39 * HOLD_OWN
+    latest = flows[39]
+    assert not latest.push(segment(5, b"56789"))
+    assert spell(latest.push(segment(0, b"01234"))) == [*b"0123456789"]
+    for flow in flows:
+        flow.end(0)
+    assert pool.held == 0
 
 
 def test_a_segment_larger_than_the_limit_is_given_not_held() -> None:

@@ -1,5 +1,5 @@
 """Segments of one direction of a flow -> its bytes in order, with every hole named."""
 
-from streamtap.streams.reassembler import Reassembler
+from streamtap.streams.reassembler import Pool, Reassembler
 
-__all__ = ["Reassembler"]
+__all__ = ["Pool", "Reassembler"]
