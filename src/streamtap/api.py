@@ -14,6 +14,7 @@ from typing import Literal, Self
 import msgspec
 
 from streamtap import __version__
+from streamtap.capture.callouts import RING_BYTES
 from streamtap.errors import StreamtapError
 from streamtap.events import (
     Body,
@@ -61,6 +62,8 @@ __all__ = [
 
 TURN_S = 0.2  # the longest wait in one turn: how late a stop is noticed
 LINGER_TURN_S = 0.02
+# Where every byte is copied, a burst has to wait for us: see docs/performance.md.
+FULL_RING_BYTES = 64 << 20
 LAYERS = ("flow_established", "stream")
 # Gaps that are nobody's fault but ours; what passed before we came is no loss.
 LOSSES = ("lost", "unseen", "limit")
@@ -110,6 +113,7 @@ class Run:
             both_ends=both_ends,
             new_only=new_only,
             wanted=wanted,
+            ring_bytes=FULL_RING_BYTES if content is Content.FULL else RING_BYTES,
         )
         self.records = 0
         self.ended = ""
