@@ -1,10 +1,12 @@
 """Without rights: which one is missing, what to do, exit code 4. These tests drop theirs."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from helpers.commands import run
+from helpers.commands import DEADLINE_S, STREAMTAP, run
 
 
 @pytest.mark.parametrize(
@@ -25,8 +27,26 @@ def test_without_rights_the_missing_one_is_named_and_how_to_get_it(words: list[s
     error, hint = result.stderr.splitlines()
     assert error.startswith("streamtap: error: ")
     assert "CAP_BPF" in error
-    assert hint == "hint: run with sudo"
+    assert hint.startswith("hint: run ")
+    assert hint.endswith("with sudo")
     assert result.stdout == ""
+
+
+def test_root_in_a_user_namespace_is_told_that_it_does_not_count() -> None:
+    unshare = shutil.which("unshare")
+    if not unshare or subprocess.run([unshare, "-Ur", "true"], check=False).returncode:
+        pytest.skip("no user namespaces here")
+    result = subprocess.run(
+        [unshare, "-Ur", *STREAMTAP, "monitor", "/usr/bin/env"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert result.returncode == 4
+    error, hint = result.stderr.splitlines()
+    assert error.endswith("missing outside of this user namespace")
+    assert hint == "hint: run on the host with sudo"
 
 
 def test_doctor_tells_rights_from_a_kernel_that_cannot() -> None:

@@ -18,7 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtap.capture import layout
-from streamtap.capture.identity import Cgroups, FileKey, descendants, file_key
+from streamtap.capture.identity import (
+    Cgroups,
+    FileKey,
+    descendants,
+    file_key,
+    in_host_user_namespace,
+)
 from streamtap.capture.libbpf import Log, Map, Object
 from streamtap.capture.ring import Ring
 from streamtap.errors import CalloutError, KernelUnsupported, PermissionMissing
@@ -325,7 +331,10 @@ def _attach_error(name: str, error: OSError) -> CalloutError:
 
 
 def missing_capabilities() -> list[str]:
-    """Names of the capabilities that loading and attaching need and this process lacks."""
+    """Names of the capabilities that loading and attaching need and this process lacks. Those
+    held in a user namespace do not count for the kernel's own objects."""
+    if not in_host_user_namespace():
+        return list(CAPABILITIES.values())
     if _effective(_CAP_SYS_ADMIN):
         return []
     return [name for number, name in CAPABILITIES.items() if not _effective(number)]
@@ -334,9 +343,11 @@ def missing_capabilities() -> list[str]:
 def require_rights() -> None:
     """Raises PermissionMissing naming what is missing."""
     if missing := missing_capabilities():
+        where = "" if in_host_user_namespace() else " outside of this user namespace"
         raise PermissionMissing(
-            f"watching other programs needs administrator rights: {', '.join(missing)} missing",
-            "run with sudo",
+            "watching other programs needs administrator rights: "
+            f"{', '.join(missing)} missing{where}",
+            "run with sudo" if not where else "run on the host with sudo",
         )
 
 

@@ -12,6 +12,7 @@ from streamtap.errors import KernelUnsupported, PermissionMissing
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # the same number on every architecture
 _FSCONFIG_CREATE = 6
 _HOST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO
+_HOST_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO
 _HANDLE_KERNFS = 0xFE  # FILEID_KERNFS: a cgroup is found by its id
 
 
@@ -142,6 +143,11 @@ def _mount_cgroup2() -> int:
 def in_host_pid_namespace() -> bool:
     """Whether process numbers here are those that the kernel's own hooks see."""
     return os.stat("/proc/self/ns/pid").st_ino == _HOST_PID_NAMESPACE
+
+
+def in_host_user_namespace() -> bool:
+    """Whether capabilities held here are held before the kernel as a whole."""
+    return os.stat("/proc/self/ns/user").st_ino == _HOST_USER_NAMESPACE
 
 
 def host_key() -> bytes | None:
