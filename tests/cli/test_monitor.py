@@ -41,6 +41,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
 def holders() -> list[int]:
     """The processes that hold callouts, by `status`."""
     result = run("status", "--json")
+    assert result.stdout, result.stderr
     found = [pid for one in json.loads(result.stdout) for pid in one["pids"]]
     assert result.returncode == (0 if json.loads(result.stdout) else 3)
     return found

@@ -255,9 +255,9 @@ def _ids(kind: str) -> Iterator[int]:
 
 
 def _open(kind: str, number: int) -> int | None:
-    """A descriptor; None where the object is gone."""
+    """A descriptor; None where the object is gone, or only just being made."""
     fd: int = getattr(library(), f"bpf_{kind}_get_fd_by_id")(number)
-    if fd == -errno.ENOENT:
+    if fd in (-errno.ENOENT, -errno.EAGAIN):
         return None
     return check(fd, f"{kind} {number}")
 
