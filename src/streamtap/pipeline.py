@@ -14,6 +14,7 @@ from itertools import repeat
 from operator import attrgetter, itemgetter
 from traceback import extract_tb
 
+from streamtap.demux import Demux, Tap
 from streamtap.events import (
     Body,
     Event,
@@ -28,7 +29,7 @@ from streamtap.events import (
     StreamOverlap,
     place,
 )
-from streamtap.flows import FlowState, FlowTable
+from streamtap.flows import FlowState
 from streamtap.model import (
     Chunk,
     Closed,
@@ -48,7 +49,7 @@ from streamtap.patterns.bursts import PAUSE_NS
 from streamtap.protocols import Limits, Parser, by_name
 from streamtap.protocols.opaque import OpaqueData
 from streamtap.speech import OPAQUE, Run, Speech
-from streamtap.streams import Pool, Reassembler
+from streamtap.streams import Reassembler
 
 Places = frozenset[tuple[str, str, str]]
 SetPolicy = Callable[[int, Policy], None]
@@ -69,6 +70,7 @@ class Pipeline:
     protocol: forces this parser on every flow; both_ends: a connection with both ends in scope is
         told twice, not once.
     set_policy: asked to copy less of a flow, where the source can do that.
+    taps: are shown the flows' segments and bytes on the way.
     gaps, bytes, records: totals for a summary; bytes are those delivered.
     """
 
@@ -83,15 +85,14 @@ class Pipeline:
         key: bytes | None = None,
         limits: Limits | None = None,
         wanted: Callable[[Flow], bool] | None = None,
+        taps: Sequence[Tap] = (),
         max_flows: int = 65_536,
         idle_ns: int | None = None,
     ) -> None:
-        pool = Pool()
-        self.table: FlowTable[Reassembler, Speech] = FlowTable(
-            lambda sequence, offset: Reassembler(sequence, offset, pool),
-            max_flows=max_flows,
-            idle_ns=idle_ns,
+        self._demux: Demux[Speech] = Demux(
+            self, wanted=wanted, taps=taps, max_flows=max_flows, idle_ns=idle_ns
         )
+        self.table = self._demux.table
         self.conversations = Conversations(content)
         self.gaps = 0
         self.bytes = 0
@@ -103,45 +104,21 @@ class Pipeline:
         self._set_policy = set_policy
         self._key = os.urandom(16) if key is None else key
         self._limits = limits or Limits()
-        self._wanted = wanted
-        self._unwanted: set[int] = set()
         self._wants_type: dict[type[Body], bool] = {}
         self._wants_events = places is None or _class_place(OpaqueData) in places
         self._wants_plain = self._wants_events or _class_place(Data) in (places or ())
         self._max_flows = max_flows
         self._refused = 0
         self._refused_due_ns = 0
+        self._flows: dict[int, list[_Step]] = {}  # of the batch, in the order of their flows
         self._out: list[Record] = []
 
     # --- the first pass: items to runs -----------------------------------------------------------
 
     def feed(self, items: Iterable[Opened | Segment | Closed]) -> list[Record]:
         """The records that a batch gives. Views in it are not kept beyond this call."""
-        flows: dict[int, list[_Step]] = {}
-        closed: list[Closed] = []
-        acknowledged: dict[tuple[int, Direction], Segment] = {}
-        find = self.table.find
-        for item in items:
-            if type(item) is Segment:
-                state = find(item.flow_id)
-                if state is None:
-                    if item.flow_id not in self._unwanted:
-                        self.table.early(item)
-                    continue
-                self._push(state, item, flows)
-                if item.acknowledged is not None:
-                    acknowledged[item.flow_id, item.direction] = item
-            elif type(item) is Opened:
-                self._open(item, flows)
-            elif type(item) is Closed:
-                closed.append(item)
-        for (flow_id, direction), segment in acknowledged.items():
-            state = find(flow_id)
-            if state is not None and segment.acknowledged is not None:
-                other = direction.opposite
-                more = state.streams[other].acknowledge(segment.acknowledged, segment.time_ns)
-                if more:
-                    self._collect(state, other, more, flows)
+        closed = self._demux.feed(items)
+        flows, self._flows = self._flows, {}
         steps: list[_Step] = []
         for own in flows.values():
             if _is_plain(own):
@@ -155,10 +132,9 @@ class Pipeline:
             begin_ns = min(own[0][0], *(step[0] for step in rest)) if rest else own[0][0]
             steps += [(begin_ns, *own[0][1:]), *rest]
         for item in closed:
-            state = find(item.flow_id)
-            self._unwanted.discard(item.flow_id)
+            state = self.table.find(item.flow_id)
             if state is None:
-                self.table.close(item)  # what came early for it will not be claimed
+                self._demux.close(item)  # what came early for it will not be claimed
                 continue
             # After all that the flow said, whatever the clocks of the two hooks say.
             last_ns = max((step[0] for step in flows.get(item.flow_id, ())), default=0)
@@ -168,10 +144,9 @@ class Pipeline:
             self._take(state, direction, run, time_ns)
         return self._flush()
 
-    def _push(self, state: State, segment: Segment, flows: dict[int, list[_Step]]) -> None:
-        given = state.streams[segment.direction].push(segment)
-        if given:
-            self._collect(state, segment.direction, given, flows)
+    def give(self, state: State, direction: Direction, items: Sequence[StreamItem]) -> None:
+        """What a direction says next, kept until the batch is put in the order of time."""
+        self._collect(state, direction, items, self._flows)
 
     def _collect(
         self,
@@ -196,41 +171,35 @@ class Pipeline:
         if steps:
             flows.setdefault(state.flow.flow_id, []).extend(steps)
 
-    def _open(self, opened: Opened, flows: dict[int, list[_Step]]) -> None:
-        flow = opened.flow
-        if self._wanted is not None and not self._wanted(flow):
-            self._unwanted.add(flow.flow_id)
-            if self._set_policy is not None:
-                self._set_policy(flow.flow_id, Policy.COUNT)
-            return
-        found = self.table.open(opened)
-        if found is None:
-            self._report_refused(flow.opened_ns)
-            return
-        state, early = found
+    def unwanted(self, flow: Flow) -> None:
+        """Nobody wants it: its bytes need not be copied."""
+        if self._set_policy is not None:
+            self._set_policy(flow.flow_id, Policy.COUNT)
+
+    def refused(self, flow: Flow) -> None:
+        """Say that flows were refused, at most once a second."""
+        count = self.table.refused - self._refused
+        if count and flow.opened_ns >= self._refused_due_ns:
+            self._refused = self.table.refused
+            self._refused_due_ns = flow.opened_ns + LIMIT_PAUSE_NS
+            body = StreamLimit(limit="flows", value=self._max_flows, count=count)
+            self._emit(flow.opened_ns, body, None)
+
+    def begin(self, state: State, opened: Opened) -> None:
+        """A flow begins: who listens to it, and what passed before."""
+        flow = state.flow
         secondary = not state.primary and not self._both_ends
         state.parser = Speech(_info(state), self._limits, secondary=secondary, forced=self._forced)
         if state.paired is not None and state.paired.parser is not None:
             state.paired.parser.info = _info(state.paired)
         if secondary:
             self._reduce(state)
-        steps = flows.setdefault(flow.flow_id, [])
+        steps = self._flows.setdefault(flow.flow_id, [])
         steps.append((flow.opened_ns, state, Direction.TO_SERVER, opened))
         for direction in Direction:
             if opened.offsets[direction]:
                 gap = Gap(0, opened.offsets[direction], "midstream", flow.opened_ns)
-                self._collect(state, direction, (gap,), flows)
-        for segment in early:
-            self._push(state, segment, flows)
-
-    def _report_refused(self, time_ns: int) -> None:
-        """Say that flows were refused, at most once a second."""
-        count = self.table.refused - self._refused
-        if count and time_ns >= self._refused_due_ns:
-            self._refused = self.table.refused
-            self._refused_due_ns = time_ns + LIMIT_PAUSE_NS
-            body = StreamLimit(limit="flows", value=self._max_flows, count=count)
-            self._emit(time_ns, body, None)
+                self._collect(state, direction, (gap,), self._flows)
 
     def _reduce(self, state: State) -> None:
         """Nobody will look at the bytes of this flow: let them be counted, not copied."""
@@ -436,7 +405,7 @@ class Pipeline:
             self._emit(meaning.time_ns, meaning.pattern, of.parser.info, side)
 
     def _close(self, state: State, speech: Speech, closed: Closed) -> None:
-        ending = self.table.close(closed)
+        ending = self._demux.close(closed)
         assert ending is not None
         left: dict[int, list[_Step]] = {}
         for direction in Direction:
