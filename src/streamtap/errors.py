@@ -40,10 +40,10 @@ class CalloutError(StreamtapError):
 
 
 class CaptureFileError(StreamtapError):
-    """A capture file is damaged or of an unknown form at `offset` bytes."""
+    """A capture file is of an unknown form, or damaged at `offset` bytes (None: as a whole)."""
 
-    def __init__(self, path: str, offset: int, reason: str) -> None:
-        super().__init__(f"{path}: {reason} at offset {offset}")
+    def __init__(self, path: str, offset: int | None, reason: str) -> None:
+        super().__init__(f"{path}: {reason}" + ("" if offset is None else f" at offset {offset}"))
         self.path = path
         self.offset = offset
 
