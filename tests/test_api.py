@@ -9,6 +9,7 @@ import pytest
 import streamtap
 from helpers.commands import conversation
 from helpers.live import eventually, held_in_kernel, is_in_kernel
+from streamtap.errors import NotFound
 
 
 def test_importing_the_package_is_light() -> None:
@@ -31,9 +32,11 @@ def test_every_public_name_is_there_and_no_other() -> None:
         _ = streamtap.watcher
 
 
-def test_captures_are_reserved() -> None:
-    with pytest.raises(NotImplementedError, match="not read yet"):
+def test_a_capture_that_is_not_there_is_told_at_once() -> None:
+    with pytest.raises(NotFound, match=r"no such file: a\.pcap"):
         streamtap.read("a.pcap")
+    with pytest.raises(ValueError, match="nothing to read"):
+        streamtap.read()
 
 
 def test_nothing_to_watch_is_told_before_anything_is_loaded() -> None:

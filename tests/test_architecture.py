@@ -26,9 +26,14 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "demux": ({"model", "errors", "flows", "streams"}, set()),
     "pipeline": ((PIPELINE - {"capture", "trace"}) | {"speech", "demux"}, {"msgspec"}),
     "watch": (PIPELINE | {"pipeline"}, set()),
-    "api": (PIPELINE | {"pipeline", "watch", "__init__"}, {"msgspec"}),
+    "tally": ({"events"}, set()),
+    "reading": (PIPELINE | {"demux", "pipeline", "tally", "__init__"}, {"msgspec"}),
+    "api": (PIPELINE | {"pipeline", "watch", "reading", "tally", "__init__"}, {"msgspec"}),
     "demo": (set(), set()),
-    "cli": (PIPELINE | {"pipeline", "watch", "api", "demo", "__init__"}, {"msgspec"}),
+    "cli": (
+        PIPELINE | {"pipeline", "watch", "reading", "tally", "api", "demo", "__init__"},
+        {"msgspec"},
+    ),
 }
 
 

@@ -11,39 +11,55 @@ TYPE_CHECKING = False  # as `typing` has it, which is not imported: programs sta
 if TYPE_CHECKING:
     from streamtap.api import App as App
     from streamtap.api import Body as Body
+    from streamtap.api import Capture as Capture
+    from streamtap.api import Chunk as Chunk
+    from streamtap.api import Closed as Closed
     from streamtap.api import Content as Content
+    from streamtap.api import Direction as Direction
+    from streamtap.api import Flow as Flow
     from streamtap.api import FlowClosed as FlowClosed
     from streamtap.api import FlowIdentified as FlowIdentified
     from streamtap.api import FlowInfo as FlowInfo
     from streamtap.api import FlowOpened as FlowOpened
+    from streamtap.api import Gap as Gap
     from streamtap.api import Monitor as Monitor
     from streamtap.api import Record as Record
     from streamtap.api import Scope as Scope
     from streamtap.api import StreamGap as StreamGap
+    from streamtap.api import StreamPart as StreamPart
     from streamtap.api import StreamtapError as StreamtapError
     from streamtap.api import launch as launch
     from streamtap.api import monitor as monitor
     from streamtap.api import read as read
     from streamtap.api import resolve as resolve
+    from streamtap.api import streams as streams
 
 __all__ = (
     "App",
     "Body",
+    "Capture",
+    "Chunk",
+    "Closed",
     "Content",
+    "Direction",
+    "Flow",
     "FlowClosed",
     "FlowIdentified",
     "FlowInfo",
     "FlowOpened",
+    "Gap",
     "Monitor",
     "Record",
     "Scope",
     "StreamGap",
+    "StreamPart",
     "StreamtapError",
     "__version__",
     "launch",
     "monitor",
     "read",
     "resolve",
+    "streams",
 )
 
 

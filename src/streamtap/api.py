@@ -6,8 +6,8 @@
 import os
 import pwd
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Literal, Self
 
@@ -25,39 +25,48 @@ from streamtap.events import (
     FlowIdentified,
     FlowInfo,
     FlowOpened,
-    ParserFailed,
     Record,
     Started,
     Stopped,
     StreamGap,
-    StreamLimit,
     place,
 )
 from streamtap.flows.scope import Scope, launch, resolve
-from streamtap.model import App, Content, Flow
+from streamtap.model import App, Chunk, Closed, Content, Direction, Flow, Gap
 from streamtap.pipeline import Places
 from streamtap.protocols import by_name
+from streamtap.reading import Capture, Reading, StreamPart, streams
+from streamtap.reading import choose as choose_connections
+from streamtap.tally import COUNTED, Tally
 from streamtap.trace import Selection, choose
 from streamtap.watch import LINGER_S, Watch
 
 __all__ = [
     "App",
     "Body",
+    "Capture",
+    "Chunk",
+    "Closed",
     "Content",
+    "Direction",
+    "Flow",
     "FlowClosed",
     "FlowIdentified",
     "FlowInfo",
     "FlowOpened",
+    "Gap",
     "Monitor",
     "Record",
     "Run",
     "Scope",
     "StreamGap",
+    "StreamPart",
     "StreamtapError",
     "launch",
     "monitor",
     "read",
     "resolve",
+    "streams",
 ]
 
 TURN_S = 0.2  # the longest wait in one turn: how late a stop is noticed
@@ -65,24 +74,13 @@ LINGER_TURN_S = 0.02
 # Where every byte is copied, a burst has to wait for us: see docs/performance.md.
 FULL_RING_BYTES = 64 << 20
 LAYERS = ("flow_established", "stream")
-# Gaps that are nobody's fault but ours; what passed before we came is no loss.
-LOSSES = ("lost", "unseen", "limit")
-# Needed for the totals, whether or not anybody wants to see them.
-_COUNTED = frozenset(
-    (body.provider, body.flag, body.level)
-    for body in (FlowClosed, StreamGap, StreamLimit, ParserFailed)
-)
 
 
-class Run:
+class Run(Tally):
     """One watch, from its first record to its last. Making one loads the callouts (and forks the
     command, which waits); `batches` attaches them; `close` removes everything.
 
     stop: asked at every turn, at least each `TURN_S`.
-    records: kept by the owner: those it took, for the last record.
-    ended: why it ended: "stop", "duration", "command", or "" while it has not.
-    bytes: sent and received by the flows that are closed. gaps: by cause. limits, failures:
-    bounds that were reached, parsers that broke. drops: by what was lost, known at the end.
     """
 
     def __init__(
@@ -100,6 +98,7 @@ class Run:
         new_only: bool = False,
         wanted: Callable[[Flow], bool] | None = None,
     ) -> None:
+        super().__init__()
         self._content = content
         self._duration_s = duration_s
         self._stop = stop
@@ -108,34 +107,17 @@ class Run:
             command=command,
             command_stdout=command_stdout,
             content=content,
-            places=selection.places | _COUNTED,
+            places=selection.places | COUNTED,
             protocol=protocol,
             both_ends=both_ends,
             new_only=new_only,
             wanted=wanted,
             ring_bytes=FULL_RING_BYTES if content is Content.FULL else RING_BYTES,
         )
-        self.records = 0
-        self.ended = ""
-        self.bytes = 0
-        self.gaps: Counter[str] = Counter()
-        self.limits = 0
-        self.failures = 0
-        self.drops: dict[str, int] = {}
 
     @property
     def flows(self) -> int:
         return self.watch.pipeline.table.opened
-
-    @property
-    def lost(self) -> bool:
-        """Something was lost that should have been seen or understood."""
-        return bool(
-            any(self.drops.values())
-            or any(self.gaps[cause] for cause in LOSSES)
-            or self.limits
-            or self.failures
-        )
 
     def batches(self) -> Generator[list[Record], None, None]:
         """All records, some of them of places that were not selected; an empty batch at a turn
@@ -143,7 +125,7 @@ class Run:
         watch = self.watch
         yield watch.note(Started(version=__version__, source="live callouts"))
         if self._content is Content.FULL:
-            yield watch.note(_request("content full"))
+            yield watch.note(request_of("content full"))
         if not self._stop():
             watch.start()
             yield watch.note(
@@ -158,9 +140,9 @@ class Run:
                         FilterChanged(action="added", layer=layer, filter=name, scope=str(scope))
                     )
         for records in self._turns():
-            yield self._counted(records)
+            yield self.counted(records)
         for records in watch.finish():
-            yield self._counted(records)
+            yield self.counted(records)
         self.drops = watch.losses
         stopped = Stopped(
             flows=self.flows,
@@ -194,29 +176,12 @@ class Run:
                         self.ended = "command"
                 yield records
 
-    def _counted(self, records: list[Record]) -> list[Record]:
-        for record in records:
-            body = record.body
-            kind = type(body)
-            if kind is FlowClosed:
-                assert isinstance(body, FlowClosed)
-                self.bytes += body.sent + body.sent_counted
-                self.bytes += body.received + body.received_counted
-            elif kind is StreamGap:
-                assert isinstance(body, StreamGap)
-                self.gaps[body.cause] += 1
-            elif kind is StreamLimit:
-                self.limits += 1
-            elif kind is ParserFailed:
-                self.failures += 1
-        return records
-
     def close(self) -> None:
         """Ends the command if it still runs, and detaches all; a second call does nothing."""
         self.watch.close()
 
 
-def _request(what: str) -> ControlRequest:
+def request_of(what: str) -> ControlRequest:
     """Who asks: the person behind sudo, if it says so."""
     behind = os.environ.get("SUDO_UID", "")
     uid = int(behind) if behind.isascii() and behind.isdigit() else os.getuid()
@@ -344,6 +309,34 @@ def content_level(word: str) -> Content:
         raise ValueError(f"no content level {word!r}: there are none, meta and full") from None
 
 
-def read(path: str | os.PathLike[str]) -> Iterator[Record]:
-    """Reserved: the records of a capture file."""
-    raise NotImplementedError("captures are not read yet")
+def read(
+    *paths: str | os.PathLike[str],
+    content: Content | Literal["none", "meta", "full"] = "meta",
+    providers: Sequence[str] = (),
+    flags: Sequence[str] = (),
+    level: str | None = None,
+    protocol: str | None = None,
+    ports: Iterable[int] = (),
+    hosts: Iterable[str] = (),
+    tunnels: bool = False,
+) -> Capture:
+    """The records of captures, several as one in the order of time, as `monitor` gives them live.
+
+    ports, hosts: only connections with one of the ports, and one of the addresses, at either end.
+    tunnels: looks into GRE, VXLAN and IP in IP too. The rest as in `monitor`.
+
+    Raises NotFound and PermissionMissing; CaptureFileError after what can be read of a file.
+    """
+    if not paths:
+        raise ValueError("nothing to read: no capture is named")
+    if protocol is not None:
+        by_name(protocol)
+    selection = choose(providers, flags, level)
+    reading = Reading(
+        paths,
+        selection=selection,
+        chosen=choose_connections(ports, hosts, tunnels=tunnels),
+        content=content if isinstance(content, Content) else content_level(content),
+        protocol=protocol,
+    )
+    return Capture(reading, selection)

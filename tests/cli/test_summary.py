@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 
 from streamtap.api import Run
+from streamtap.cli.ending import exit_code, summary
 from streamtap.cli.outputs import Outputs
 from streamtap.cli.parsing import Arguments
-from streamtap.cli.watching import exit_code, summary
 
 
 def ended(**values: Any) -> Run:

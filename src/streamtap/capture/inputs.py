@@ -69,6 +69,10 @@ class Input:
                 return len(data)
         return 0
 
+    def ready(self) -> bool:
+        """Whether `readinto` would have something, or the end, without waiting for it."""
+        return bool(self._rest) or self._source.ready()
+
     def fileno(self) -> int:
         return self._source.fd
 
@@ -116,8 +120,10 @@ class Input:
 def open_input(path: str, *, follow: bool = False, wait: Wait | None = None) -> Input:
     """The capture at `path`; `-` is standard input.
 
-    follow: at the end of a regular file wait for more, until `wait` says that no more is wanted
-        (`threading.Event.wait` serves), or the file is truncated or replaced, which is an error.
+    follow: at the end of a regular file wait for more, until the file is truncated or replaced,
+        which is an error.
+    wait: waits some seconds, and says whether no more is wanted (`threading.Event.wait` serves):
+        asked while a pipe, or a file that is followed, has nothing.
     Raises NotFound, PermissionMissing or CaptureFileError.
     """
     return Input(_Source(path, follow, wait or _sleep))
@@ -168,6 +174,14 @@ class _Source:
         self.position += count
         return count
 
+    def ready(self) -> bool:
+        """There is something to take, or it is the end."""
+        if self._ahead:
+            return True
+        if self.on_disk:
+            return not self._follow or os.fstat(self.fd).st_size > self.position
+        return bool(select.select([self.fd], [], [], 0)[0])
+
     def close(self) -> None:
         if self.fd:  # standard input is not ours to close
             os.close(self.fd)
@@ -176,9 +190,11 @@ class _Source:
         try:
             if self.on_disk:
                 return os.preadv(self.fd, [view], position)
+            while not select.select([self.fd], [], [], _WAIT_S)[0]:
+                if self._wait(0):
+                    return 0
             return os.readv(self.fd, [view])
-        except BlockingIOError:  # a pipe that somebody made non-blocking
-            select.select([self.fd], [], [])
+        except BlockingIOError:  # another reader of the pipe was faster
             return self._read(view, position)
         except OSError as error:
             reason = f"can't be read: {error.strerror}"

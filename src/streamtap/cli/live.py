@@ -46,7 +46,7 @@ def demo_options(parser: Parser) -> None:
     )
     add_output(parser)
     no_scopes: dict[str, object] = {name: [] for name, _, _ in SCOPES}
-    parser.set_defaults(paths=[], new_only=False, follow_forks=False, **no_scopes)
+    parser.set_defaults(paths=[], new_only=False, both_ends=False, follow_forks=False, **no_scopes)
 
 
 def monitor(arguments: Arguments) -> int:

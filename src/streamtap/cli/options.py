@@ -2,8 +2,13 @@
 
 import math
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 
 from streamtap.cli.parsing import Arguments, Parser, UsageError
+
+TYPE_CHECKING = False  # as `typing` has it, which is not imported: programs start faster
+if TYPE_CHECKING:
+    from streamtap.model import Flow
 
 SCOPES = (
     ("exe", "PATH", "an executable; a glob is allowed"),
@@ -28,6 +33,11 @@ def add_scopes(parser: Parser) -> None:
         add(f"--{name}", action="append", default=[], metavar=metavar, help=text)
     add("-f", "--follow-forks", action="store_true", help="with --pid: its descendants too")
     add("--new-only", action="store_true", help="leave out connections that are open already")
+    add(
+        "--both-ends",
+        action="store_true",
+        help="what two watched applications say to each other, at both of them",
+    )
     add("--wine", metavar="NAME.exe", help="not available yet")
     add("--container", metavar="ID", help="not available yet")
 
@@ -93,12 +103,6 @@ def add_output(parser: Parser) -> None:
         help="connections with this address at either end; may be repeated",
     )
     add("--protocol", metavar="NAME", help="the parser for every connection")
-    add(
-        "--both-ends",
-        action="store_true",
-        help="what two watched applications say to each other, at both of them",
-    )
-
     add = parser.add_argument_group("end").add_argument
     add(
         "-c",
@@ -195,6 +199,21 @@ def _address(text: str) -> str:
         raise ArgumentTypeError(
             f"{text!r} is no IPv4 or IPv6 address (names are not looked up)"
         ) from None
+
+
+def wanted_flows(arguments: Arguments) -> "Callable[[Flow], bool] | None":
+    """The test of --port and --host, which must both hold; None without them."""
+    ports, hosts = frozenset(arguments.port), frozenset(arguments.host)
+    if not ports and not hosts:
+        return None
+
+    def wanted(flow: "Flow") -> bool:
+        ends = (flow.local, flow.remote)
+        return (not ports or any(end.port in ports for end in ends)) and (
+            not hosts or any(plain_address(end.address) in hosts for end in ends)
+        )
+
+    return wanted
 
 
 def plain_address(text: str) -> str:

@@ -1,0 +1,102 @@
+"""The offline source: captures -> openings, segments and closings, as the live source gives."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from streamtap.capture.connections import MAX_FLOWS, Connections, Item
+from streamtap.capture.container import Packets
+from streamtap.capture.fragments import GIVEN_UP, Fragments
+from streamtap.capture.packets import SLACK, Chosen
+from streamtap.capture.stretches import Mapped, Stretch, StretchSource, decode_stretch
+from streamtap.errors import CaptureFileError
+from streamtap.model import App
+
+_RAW = 101  # LINKTYPE_RAW
+
+
+class OfflineSource:
+    """Reads captures. Iterating gives what each stretch tells, in order per flow; at the end, all
+    that is still open is closed.
+
+    Segments are views, valid until the next stretch is asked for.
+    packets: how many were read.
+    """
+
+    def __init__(
+        self, stretches: StretchSource, chosen: Chosen, *, max_flows: int = MAX_FLOWS
+    ) -> None:
+        self._stretches = stretches
+        self._chosen = chosen
+        self._connections = Connections(max_flows=max_flows)
+        self._fragments = Fragments()
+        self._whole: Mapped | None = None  # payloads of packets that came in fragments
+        self._passed: Counter[str] = Counter()
+        self.packets = 0
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for found, payload in self._stretches:
+            self.packets += found.packets
+            yield self._take(found, payload)
+            for fragment in found.fragments:
+                whole = self._fragments.add(*fragment)
+                if whole is not None:
+                    yield self._take(*self._decode(fragment.time_ns, whole))
+
+    def finish(self) -> list[Item]:
+        """Closings of the flows that are open still."""
+        self._fragments.finish()
+        return self._connections.finish()
+
+    def _take(self, found: Stretch, payload: memoryview) -> list[Item]:
+        self._passed += found.passed
+        apps = [
+            App(one.path, one.pid, one.comm, one.uid or 0, one.cgroup, one.filter)
+            for one in found.identities
+        ]
+        return self._connections.take(found.strands, found.runs, payload, apps)
+
+    def _decode(self, time_ns: int, packet: bytes) -> tuple[Stretch, memoryview]:
+        """What an IP packet says that came in fragments."""
+        self._whole = self._whole or Mapped()
+        data = np.frombuffer(packet + bytes(SLACK), np.uint8)
+        size = np.array([len(packet)])
+        packets = Packets(data, np.zeros(1, np.int64), size, size, np.array([time_ns]), _RAW)
+        return decode_stretch(packets, self._chosen, self._whole.payloads), self._whole.view()
+
+    @property
+    def passed(self) -> Counter[str]:
+        """Packets that told nothing, by reason."""
+        given_up = Counter({GIVEN_UP: self._fragments.given_up})
+        return +(self._passed + self._connections.passed + given_up)
+
+    @property
+    def missing(self) -> int:
+        """Bytes of payload that the capture did not keep."""
+        return self._connections.missing
+
+    @property
+    def evicted(self) -> int:
+        """Flows that were given up because there were too many."""
+        return self._connections.evicted
+
+    @property
+    def now_ns(self) -> int:
+        """Time of the latest packet."""
+        return self._connections.now_ns
+
+    @property
+    def dropped(self) -> int:
+        """Packets that the captures themselves say they lost."""
+        return self._stretches.dropped
+
+    @property
+    def problems(self) -> list[CaptureFileError]:
+        """What is wrong with the captures; whole when they have been read."""
+        return self._stretches.problems
+
+    def close(self) -> None:
+        self._stretches.close()
+        if self._whole is not None:
+            self._whole.close()

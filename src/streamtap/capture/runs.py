@@ -1,0 +1,192 @@
+"""TCP segments of a batch by column -> runs: what each end of each connection said, in pieces that
+follow one another in sequence, the payload of each piece in one place.
+
+This is a function of the batch alone: nothing is remembered from one batch to the next, so that
+several processes may each do a part of a capture.
+
+The bytes are put together by the kernel: `pwritev` to a file in memory takes a thousand pieces at
+a call, and copies them faster than NumPy or Python can (a third of the time of joining slices).
+"""
+
+import ctypes
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtap.capture.container import Packets
+from streamtap.capture.packets import ACK, CONTROL, Segments
+
+_PIECES = 1024  # IOV_MAX: pieces at a call
+_HEADER = np.dtype("V40")  # of IP, as long as it takes to read the addresses
+_MIX = np.uint64(0x9E37_79B9_7F4A_7C15)  # 2**64 / golden ratio (Knuth, TAOCP 3, §6.4)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.pwritev.restype = ctypes.c_ssize_t
+_libc.pwritev.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
+
+
+class Strands(NamedTuple):
+    """What one end of a connection sent within a batch, by column; those of one connection follow
+    one another.
+
+    low, high: the two ends of the connection as numbers; from_high: the higher one sends.
+    header, version, source_port, destination_port, time_ns, process: of its first packet.
+    last_ns: of its last packet. acknowledgment: of its last packet, -1 without one.
+    run: its first run; the last entry is the number of all runs, so that there is one more.
+    """
+
+    low: NDArray[np.uint64]
+    high: NDArray[np.uint64]
+    from_high: NDArray[np.bool_]
+    header: NDArray[Any]
+    version: NDArray[np.uint8]
+    source_port: NDArray[np.uint16]
+    destination_port: NDArray[np.uint16]
+    time_ns: NDArray[np.int64]
+    process: NDArray[np.int64]
+    last_ns: NDArray[np.int64]
+    acknowledgment: NDArray[np.int64]
+    run: NDArray[np.int64]
+
+
+class Runs(NamedTuple):
+    """Pieces, by column, in the order of their strands.
+
+    packet: number of the first packet in the batch. sequence: of the first byte.
+    flags: of a packet that begins or ends a connection, which is always alone; else 0.
+    acknowledgment: of the last packet, -1 without one.
+    data: where its payload begins in the batch's payload; one entry more, as in `Strands.run`.
+    missing: bytes behind the payload that the capture did not keep.
+    piece: its first piece in `ends` and `times_ns`; one entry more.
+    ends, times_ns: of the packets of all runs: where each ends, from the run's first byte, and
+        its time.
+    """
+
+    packet: NDArray[np.int64]
+    sequence: NDArray[np.uint32]
+    flags: NDArray[np.uint8]
+    acknowledgment: NDArray[np.int64]
+    data: NDArray[np.int64]
+    missing: NDArray[np.int64]
+    piece: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    times_ns: NDArray[np.int64]
+
+
+class Payloads:
+    """A file in memory, where payloads are put together; grows to the largest batch."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("streamtap", os.MFD_CLOEXEC)
+        self.size = 0  # of what was put together last
+
+    def gather(self, data: NDArray[np.uint8], offsets: NDArray[Any], lengths: NDArray[Any]) -> None:
+        """Puts pieces of the data together, from the file's beginning on."""
+        pieces = np.empty((len(offsets), 2), np.uint64)
+        np.add(offsets, data.ctypes.data, out=pieces[:, 0], casting="unsafe")
+        pieces[:, 1] = lengths
+        at, address = 0, pieces.ctypes.data
+        for first in range(0, len(pieces), _PIECES):
+            count = min(_PIECES, len(pieces) - first)
+            expected = int(lengths[first : first + count].sum())
+            written = _libc.pwritev(self.fd, address + first * 16, count, at)
+            if written != expected:  # memory is full, or a limit of the process was reached
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "memory file")
+            at += written
+        self.size = at
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def find_runs(packets: Packets, segments: Segments, payloads: Payloads) -> tuple[Strands, Runs]:
+    """The strands and runs of a batch; their payload is put together in `payloads`."""
+    from_high = segments.source > segments.destination
+    low = np.where(from_high, segments.destination, segments.source)
+    high = np.where(from_high, segments.source, segments.destination)
+    order = _by_strand(low, high, from_high)
+    low, high, from_high = low[order], high[order], from_high[order]
+    times = packets.times_ns[segments.packet][order]
+    first = np.ones(len(order), bool)  # of its strand
+    first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1]) | (from_high[1:] != from_high[:-1])
+    begins = np.flatnonzero(first)
+    ends = np.append(begins[1:], len(order)) - 1
+    acks = _acknowledged(segments, order)
+
+    # What says something, or begins or ends a connection; the rest only acknowledges.
+    flags, length = segments.flags[order], segments.length[order]
+    turns = (flags & CONTROL) != 0
+    says = np.flatnonzero((length > 0) | turns)
+    strand = (np.cumsum(first) - 1)[says]
+    turns, length, said = turns[says], length[says], order[says]
+    captured, sequence = segments.captured[said], segments.sequence[said]
+    breaks = np.ones(len(says), bool)
+    breaks[1:] = (
+        (strand[1:] != strand[:-1])
+        | (sequence[1:] != sequence[:-1] + length[:-1].astype(np.uint32))
+        | turns[1:]
+        | turns[:-1]
+        | (captured[:-1] < length[:-1])
+    )
+    starts = np.flatnonzero(breaks)
+    stops = np.append(starts[1:], len(says))
+    payloads.gather(packets.data, segments.payload[said], captured)
+    total = np.concatenate(([0], np.cumsum(captured)))
+    runs = Runs(
+        packet=segments.packet[said[starts]],
+        sequence=sequence[starts],
+        flags=np.where(turns, flags[says], 0)[starts].astype(np.uint8),
+        acknowledgment=acks[says[stops - 1]],
+        data=np.append(total[starts], total[-1]),
+        missing=(length - captured)[stops - 1],
+        piece=np.append(starts, len(says)),
+        ends=total[1:] - np.repeat(total[starts], stops - starts),
+        times_ns=times[says],
+    )
+    heads = order[begins]
+    processes = packets.processes
+    strands = Strands(
+        low=low[begins],
+        high=high[begins],
+        from_high=from_high[begins],
+        header=_headers(packets.data, segments.ip[heads]),
+        version=segments.version[heads],
+        source_port=segments.source_port[heads],
+        destination_port=segments.destination_port[heads],
+        time_ns=times[begins],
+        process=(
+            np.zeros(len(heads), np.int64)
+            if processes is None
+            else processes[segments.packet[heads]]
+        ),
+        last_ns=times[ends],
+        acknowledgment=acks[ends],
+        run=np.searchsorted(strand[starts], np.arange(len(begins) + 1)),
+    )
+    return strands, runs
+
+
+def _by_strand(
+    low: NDArray[np.uint64], high: NDArray[np.uint64], from_high: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """An order in which segments of one strand, and strands of one connection, stand together, and
+    those of a strand as they came. Two stable sorts of 16 bits take a quarter of the time of one
+    of 64; where two connections share all of 31 bits, their strands are cut shorter."""
+    mixed = (low * _MIX) ^ high
+    mixed *= _MIX
+    side = (mixed >> np.uint64(32)).astype(np.uint16) & np.uint16(0xFFFE) | from_high
+    order = np.argsort(side, kind="stable")
+    connection = (mixed >> np.uint64(48)).astype(np.uint16)[order]
+    return order[np.argsort(connection, kind="stable")]
+
+
+def _acknowledged(segments: Segments, order: NDArray[np.int64]) -> NDArray[np.int64]:
+    acks = segments.acknowledgment[order].astype(np.int64)
+    return np.where(segments.flags[order] & ACK != 0, acks, -1)
+
+
+def _headers(data: NDArray[np.uint8], at: NDArray[np.int64]) -> NDArray[Any]:
+    rows: NDArray[Any] = np.ndarray((len(data) - 39,), _HEADER, data, strides=(1,))
+    return rows[at]

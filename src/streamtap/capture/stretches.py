@@ -1,0 +1,116 @@
+"""Stretches of captures: packets by column -> what each says, whoever does the work.
+
+`decode_stretch` is what is done with the packets of a stretch; `Serial` does it for one stretch
+after the other, `workers` in several processes.
+"""
+
+import mmap
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from streamtap.capture.container import Packets, Process
+from streamtap.capture.packets import Chosen, decode
+from streamtap.capture.reader import PacketSource
+from streamtap.capture.runs import Payloads, Runs, Strands, find_runs
+from streamtap.errors import CaptureFileError
+
+
+class Fragment(NamedTuple):
+    """A part of an IP packet that holds TCP: its bytes from the IP header on."""
+
+    time_ns: int
+    version: int
+    data: bytes
+
+
+class Stretch(NamedTuple):
+    """What the packets of a stretch say. packets: how many. passed: those that hold no segment,
+    by reason. process: of each strand, in `identities`; None without process data."""
+
+    strands: Strands
+    runs: Runs
+    fragments: tuple[Fragment, ...]
+    identities: tuple[Process, ...]
+    packets: int
+    passed: Counter[str]
+
+
+def decode_stretch(packets: Packets, chosen: Chosen, payloads: Payloads) -> Stretch:
+    """Decodes packets, whose data has `SLACK` bytes more; their payload goes to `payloads`."""
+    segments, peeled = decode(packets, chosen)
+    strands, runs = find_runs(packets, segments, payloads)
+    fragments = tuple(
+        Fragment(
+            int(packets.times_ns[cut.packet]),
+            cut.version,
+            packets.data[cut.ip : cut.end].tobytes(),
+        )
+        for cut in peeled.fragments
+    )
+    count = len(packets.offsets)
+    return Stretch(strands, runs, fragments, packets.identities, count, peeled.passed)
+
+
+class StretchSource(Protocol):
+    """Gives what each stretch of captures says, with its payload, valid until the next is asked
+    for. problems, dropped: as of a `PacketSource`."""
+
+    @property
+    def problems(self) -> list[CaptureFileError]: ...
+
+    @property
+    def dropped(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Stretch, memoryview]]: ...
+
+    def close(self) -> None: ...
+
+
+class Serial:
+    """Decodes packets as they are read."""
+
+    def __init__(self, source: PacketSource, chosen: Chosen) -> None:
+        self._source = source
+        self._chosen = chosen
+        self._payloads = Mapped()
+
+    def __iter__(self) -> Iterator[tuple[Stretch, memoryview]]:
+        for packets in self._source:
+            yield self.decode(packets)
+
+    def decode(self, packets: Packets) -> tuple[Stretch, memoryview]:
+        found = decode_stretch(packets, self._chosen, self._payloads.payloads)
+        return found, self._payloads.view()
+
+    @property
+    def problems(self) -> list[CaptureFileError]:
+        return self._source.problems
+
+    @property
+    def dropped(self) -> int:
+        return self._source.dropped
+
+    def close(self) -> None:
+        self._source.close()
+        self._payloads.close()
+
+
+class Mapped:
+    """Payloads, and the memory that they lie in."""
+
+    def __init__(self) -> None:
+        self.payloads = Payloads()
+        self._map: mmap.mmap | None = None
+
+    def view(self) -> memoryview:
+        """What was put together last."""
+        size = self.payloads.size
+        if not size:
+            return memoryview(b"")
+        if self._map is None or len(self._map) < size:
+            self._map = mmap.mmap(self.payloads.fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+        return memoryview(self._map)
+
+    def close(self) -> None:
+        self.payloads.close()

@@ -1,0 +1,61 @@
+"""`read`: its options. What it does is in `reading`."""
+
+from argparse import ArgumentTypeError
+
+from streamtap.cli.options import add_output, check_output
+from streamtap.cli.parsing import Arguments, Parser, UsageError
+from streamtap.cli.signals import Stop
+
+_READ = """
+Reads captures through the same parsers as live traffic: pcap and pcapng, also compressed by gzip
+or zstd; - is standard input. Several captures are read as one, in the order of time. What can be
+read of a damaged file is read; then it is told what is wrong and where, and the exit code is 1.
+In a capture, local is the client's end, and sent is what the client sends."""
+
+
+def read_options(parser: Parser) -> None:
+    parser.usage = "streamtap read FILE... [OPTION...]"
+    parser.description = _READ.strip()
+    parser.epilog = "example: streamtap read --port 1863 old.pcap.gz"
+    add = parser.add_argument_group("captures").add_argument
+    add("files", nargs="*", metavar="FILE", help="a capture; - is standard input")
+    add(
+        *("-f", "--follow"),
+        action="store_true",
+        help="at the end of a file wait for more, as tail -f does",
+    )
+    add("--tunnels", action="store_true", help="look into GRE, VXLAN and IP in IP too")
+    add(
+        "--flow",
+        action="append",
+        default=[],
+        type=_flow,
+        metavar="ID",
+        help="connections with this name in the records; may be repeated",
+    )
+    add_output(parser)
+
+
+def read(arguments: Arguments) -> int:
+    check_output(arguments)
+    if not arguments.files:
+        raise UsageError("nothing to read: no capture is named", "streamtap read FILE.pcap")
+    if arguments.follow and len(arguments.files) > 1:
+        raise UsageError("--follow takes one FILE")
+    if arguments.files.count("-") > 1:
+        raise UsageError("standard input can be read only once")
+    with Stop() as stop:
+        try:
+            from streamtap.cli.reading import read_captures
+
+            return read_captures(arguments, stop)
+        except KeyboardInterrupt:  # the second signal: something blocked
+            return 128 + stop.number
+
+
+def _flow(text: str) -> int:
+    """The number that a flow's name stands for."""
+    try:
+        return int(text, 16)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no name of a flow: a hexadecimal number") from None

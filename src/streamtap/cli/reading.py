@@ -1,0 +1,71 @@
+"""Captures whose records go to the sinks that were asked for, and what is said about them."""
+
+import gc
+import time
+from collections.abc import Callable
+
+from streamtap.api import content_level
+from streamtap.cli.ending import FAILED, exit_code, summary
+from streamtap.cli.options import wanted_flows
+from streamtap.cli.outputs import Outputs
+from streamtap.cli.parsing import Arguments, say
+from streamtap.cli.signals import Stop
+from streamtap.model import Flow
+from streamtap.protocols import by_name
+from streamtap.reading import Reading, choose
+from streamtap.trace.text import counted, printable
+
+GARBAGE_AFTER = 100_000  # objects: a stretch makes as many, and they hold no cycles
+
+
+def read_captures(arguments: Arguments, stop: Stop) -> int:
+    """Reads them to their end, or until something ends it; the exit code."""
+    if arguments.protocol is not None:
+        by_name(arguments.protocol)
+    gc.set_threshold(GARBAGE_AFTER)
+    outputs = Outputs(arguments)
+    until = time.monotonic() + arguments.duration if arguments.duration is not None else None
+
+    def over() -> bool:
+        return bool(stop.number) or outputs.over or (until is not None and time.monotonic() > until)
+
+    def wait(seconds: float) -> bool:
+        if not over():
+            time.sleep(seconds)
+        return over()
+
+    reading = Reading(
+        arguments.files,
+        selection=outputs.selection,
+        chosen=choose(arguments.port, arguments.host, tunnels=arguments.tunnels),
+        content=content_level(arguments.content),
+        protocol=arguments.protocol,
+        wanted=_wanted(arguments),
+        follow=arguments.follow,
+        stop=over,
+        wait=wait,
+    )
+    try:
+        with outputs:
+            for records in reading.batches():
+                outputs.take(records)
+                reading.records = outputs.records
+    finally:
+        reading.close()
+    for problem in reading.problems:
+        say(f"streamtap: error: {printable(str(problem))}")
+    say(summary(reading, outputs))
+    passed = reading.source.passed
+    if passed and arguments.verbose:
+        texts = (f"{count} {text}" for text, count in sorted(passed.items()))
+        say(f"streamtap: of {counted(reading.source.packets, 'packet')}: {'; '.join(texts)}")
+    code = exit_code(arguments, reading, outputs, stop.number, None)
+    return code or (FAILED if reading.problems else 0)
+
+
+def _wanted(arguments: Arguments) -> Callable[[Flow], bool] | None:
+    """The test of --flow, beside that of --port and --host; None without them."""
+    wanted, flows = wanted_flows(arguments), frozenset(arguments.flow)
+    if not flows:
+        return wanted
+    return lambda flow: flow.flow_id in flows and (wanted is None or wanted(flow))
