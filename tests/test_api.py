@@ -32,6 +32,13 @@ def test_every_public_name_is_there_and_no_other() -> None:
         _ = streamtap.watcher
 
 
+def test_a_function_is_not_hidden_by_the_folder_of_its_name() -> None:
+    import streamtap.streams.reassembler
+
+    assert streamtap.streams is streamtap.reading.streams
+    assert streamtap.streams.__module__ == "streamtap.reading"
+
+
 def test_a_capture_that_is_not_there_is_told_at_once() -> None:
     with pytest.raises(NotFound, match=r"no such file: a\.pcap"):
         streamtap.read("a.pcap")

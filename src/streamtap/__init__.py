@@ -5,7 +5,11 @@ with streamtap.monitor("/usr/bin/curl") as records:
         print(record.time_ns, record.body)
 """
 
+import sys
+from types import ModuleType
+
 __version__ = "0.1.0"
+
 
 TYPE_CHECKING = False  # as `typing` has it, which is not imported: programs start faster
 if TYPE_CHECKING:
@@ -74,3 +78,19 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """The folder `streams` shares its name with a public function. Imports of the folder set an
+    attribute of the package; it is the function that stays."""
+
+    @property
+    def streams(self) -> object:
+        return __getattr__("streams")
+
+    @streams.setter
+    def streams(self, folder: object) -> None:
+        """Found in `sys.modules` by who imports from it."""
+
+
+sys.modules[__name__].__class__ = _Package
