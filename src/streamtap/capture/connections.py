@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from streamtap.capture.packets import ACK, FIN, RST, SYN
+from streamtap.capture.packets import ACK, FIN, PSH, RST, SYN
 from streamtap.capture.runs import Runs, Strands
 from streamtap.model import App, Closed, Direction, Endpoint, Flow, Opened, Role, Segment
 
@@ -213,7 +213,8 @@ class Connections:
         sequence = batch.sequence[index]
         time_ns = batch.times_ns[stop - 1]
         ack = batch.ack[index]
-        acknowledged = ack if ack >= 0 else None
+        # Where all has come in order, they tell nothing until the end.
+        acknowledged = ack if connection.ragged and ack >= 0 else None
         if high > low:
             if stop - start == 1:
                 items.append(
@@ -254,10 +255,14 @@ class Connections:
             for index in range(batch.run[strand], batch.run[strand + 1])
         ]
         steps.sort()
+        table, lengths, sequences = self._table, batch.length, batch.sequence
+        connection = table.get(key)
         for number, (_, index, strand) in enumerate(steps):
-            connection = self._table.get(key)
-            flags = batch.flags[index]
-            if connection is None or self._begins_anew(connection, batch, index, strand):
+            flags, length = batch.flags[index], lengths[index]
+            if connection is None or (
+                (flags & SYN or connection.challenge >= 0)
+                and self._begins_anew(connection, batch, index)
+            ):
                 if connection is not None:
                     if not connection.reason:
                         connection.reason = "end"
@@ -266,40 +271,44 @@ class Connections:
                 connection = self._meet(key, batch, index, strand)
                 if connection is None:
                     continue
-                self._table[key] = connection
+                table[key] = connection
             direction = (
                 _TO_SERVER if batch.from_high[strand] is connection.client_high else _TO_CLIENT
             )
-            time_ns = batch.times_ns[batch.piece[index + 1] - 1]
-            connection.last_ns = time_ns
+            connection.last_ns = batch.times_ns[batch.piece[index + 1] - 1]
             if flags & SYN and not self._greet(connection, direction, batch, index):
                 continue
-            says = batch.data[index + 1] > batch.data[index] or batch.missing[index]
-            if (says or flags & (FIN | RST) or flags & (SYN | ACK) == SYN | ACK) and (
-                not connection.told
-            ):
+            if not connection.told and (length or flags not in (SYN, SYN | PSH)):
                 self._tell(connection, batch, steps[number:], items)
-            length = batch.data[index + 1] - batch.data[index] + batch.missing[index]
-            if says:
-                if batch.sequence[index] != connection.next[direction]:
-                    connection.ragged = connection.next[direction] >= 0
+            if length:
+                if sequences[index] != connection.next[direction] >= 0:
+                    connection.ragged = True
                 self._segment(connection, direction, batch, index, items)
             if batch.ack[index] >= 0:
                 connection.acks[direction] = batch.ack[index]
-            if flags & FIN:
-                connection.fins[direction] = batch.sequence[index] + length & _MASK
-            ended = connection.fins[0] is not None and connection.fins[1] is not None
-            if (ended or flags & RST) and not connection.reason:
-                connection.reason = "fin" if ended else "rst"
-                connection.ended_ns = time_ns
-                self._closing.append((time_ns, key, connection))
-        connection = self._table.get(key)
+            if flags & (FIN | RST):
+                self._ends(key, connection, direction, batch, index)
         if connection is not None:
             self._note_acks(connection, batch, first, last)
 
-    def _begins_anew(
-        self, connection: Connection, batch: "_Batch", index: int, strand: int
-    ) -> bool:
+    def _ends(
+        self,
+        key: _Key,
+        connection: Connection,
+        direction: Direction,
+        batch: "_Batch",
+        index: int,
+    ) -> None:
+        """A FIN or RST: whether it ends the connection."""
+        if batch.flags[index] & FIN:
+            connection.fins[direction] = batch.sequence[index] + batch.length[index] & _MASK
+        finished = None not in connection.fins
+        if not connection.reason and (finished or batch.flags[index] & RST):
+            connection.reason = "fin" if finished else "rst"
+            connection.ended_ns = connection.last_ns
+            self._closing.append((connection.last_ns, key, connection))
+
+    def _begins_anew(self, connection: Connection, batch: "_Batch", index: int) -> bool:
         """The ends are used for another connection.
 
         A SYN alone does not say so while the connection lives: anybody can send one (RFC 5961
@@ -316,22 +325,21 @@ class Connections:
                 connection.challenge = sequence
                 return False
             return batch.ack[index] == connection.challenge
-        return connection.challenge == sequence and batch.data[index + 1] > batch.data[index]
+        return connection.challenge == sequence and batch.length[index] > 0
 
     def _meet(self, key: _Key, batch: "_Batch", index: int, strand: int) -> Connection | None:
         """The connection that a run begins; None if it tells of none."""
         flags, sequence = batch.flags[index], batch.sequence[index]
-        empty = batch.data[index + 1] == batch.data[index] and not batch.missing[index]
+        length = batch.length[index]
         former = self._ended.get(key)
         if former is not None and not flags & SYN:
-            length = batch.data[index + 1] - batch.data[index] + batch.missing[index]
             side = batch.from_high[strand] is not former.client_high
             fin = former.fins[side]
             end = sequence + length & _MASK
-            if empty or (fin is not None and fin - end & _MASK < 1 << 31):
+            if not length or (fin is not None and fin - end & _MASK < 1 << 31):
                 self.passed[LATE] += 1
                 return None
-        if empty and not flags & SYN:
+        if not length and not flags & SYN:
             self.passed[STRAY] += 1
             return None
         first = _Strand(batch, strand, batch.times_ns[batch.piece[index]])
@@ -351,9 +359,8 @@ class Connections:
         """A SYN: where a direction begins. False if it says nothing new."""
         flags, sequence = batch.flags[index], batch.sequence[index]
         known = connection.sequences[direction]
-        says = batch.data[index + 1] > batch.data[index]
         if connection.told:
-            return says and known == sequence
+            return batch.length[index] > 0 and known == sequence
         connection.sequences[direction] = connection.next[direction] = sequence
         other = direction.opposite
         if flags & ACK and connection.sequences[other] is None:  # the SYN before it was not seen
@@ -468,6 +475,7 @@ class _Batch:
         self.ack: list[int] = runs.acknowledgment.tolist()
         self.data: list[int] = runs.data.tolist()
         self.missing: list[int] = runs.missing.tolist()
+        self.length: list[int] = (np.diff(runs.data) + runs.missing).tolist()
         self.piece: list[int] = runs.piece.tolist()
         self.ends: list[int] = runs.ends.tolist()
         self.times_ns: list[int] = runs.times_ns.tolist()

@@ -19,6 +19,7 @@ from streamtap.capture.container import Packets
 from streamtap.capture.packets import ACK, CONTROL, Segments
 
 _PIECES = 1024  # IOV_MAX: pieces at a call
+_NEAR = 1 << 20  # bytes: within so much, segments are put in order without a look at the stream
 _HEADER = np.dtype("V40")  # of IP, as long as it takes to read the addresses
 _MIX = np.uint64(0x9E37_79B9_7F4A_7C15)  # 2**64 / golden ratio (Knuth, TAOCP 3, §6.4)
 
@@ -61,7 +62,8 @@ class Runs(NamedTuple):
     missing: bytes behind the payload that the capture did not keep.
     piece: its first piece in `ends` and `times_ns`; one entry more.
     ends, times_ns: of the packets of all runs: where each ends, from the run's first byte, and
-        its time.
+        the time at which it, and all before it in its part of the strand, had come.
+    repeated: segments that came twice within the batch and are left out.
     """
 
     packet: NDArray[np.int64]
@@ -73,6 +75,7 @@ class Runs(NamedTuple):
     piece: NDArray[np.int64]
     ends: NDArray[np.int64]
     times_ns: NDArray[np.int64]
+    repeated: int
 
 
 class Payloads:
@@ -119,15 +122,16 @@ def find_runs(packets: Packets, segments: Segments, payloads: Payloads) -> tuple
     flags, length = segments.flags[order], segments.length[order]
     turns = (flags & CONTROL) != 0
     says = np.flatnonzero((length > 0) | turns)
+    # Within a part no connection begins or ends.
+    parts = np.cumsum(first | turns | np.append(False, turns[:-1]))[says]
+    says, parts, repeated = _in_order(packets.data, segments, order, says, parts)
     strand = (np.cumsum(first) - 1)[says]
     turns, length, said = turns[says], length[says], order[says]
     captured, sequence = segments.captured[said], segments.sequence[said]
     breaks = np.ones(len(says), bool)
     breaks[1:] = (
-        (strand[1:] != strand[:-1])
+        (parts[1:] != parts[:-1])
         | (sequence[1:] != sequence[:-1] + length[:-1].astype(np.uint32))
-        | turns[1:]
-        | turns[:-1]
         | (captured[:-1] < length[:-1])
     )
     starts = np.flatnonzero(breaks)
@@ -143,7 +147,8 @@ def find_runs(packets: Packets, segments: Segments, payloads: Payloads) -> tuple
         missing=(length - captured)[stops - 1],
         piece=np.append(starts, len(says)),
         ends=total[1:] - np.repeat(total[starts], stops - starts),
-        times_ns=times[says],
+        times_ns=_deliverable(times[says], parts),
+        repeated=repeated,
     )
     heads = order[begins]
     processes = packets.processes
@@ -166,6 +171,77 @@ def find_runs(packets: Packets, segments: Segments, payloads: Payloads) -> tuple
         run=np.searchsorted(strand[starts], np.arange(len(begins) + 1)),
     )
     return strands, runs
+
+
+def _in_order(
+    data: NDArray[np.uint8],
+    segments: Segments,
+    order: NDArray[np.int64],
+    says: NDArray[np.int64],
+    parts: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Within each part the segments in the order of their bytes, without those that came again:
+    what the reassembler would make of them one by one. Without its look, only what is sure is
+    done: a repetition is left out if it is equal to the byte, and what is far from the stream is
+    not moved.
+
+    says: (n,) places in `order`; parts: (n,) numbers that grow. Also gives how many were left out.
+    """
+    said = order[says]
+    sequence = segments.sequence[said]
+    same = parts[1:] == parts[:-1]
+    ahead = (sequence[1:] - sequence[:-1]).astype(np.int32)
+    length = segments.length[said]
+    # Where the next one begins before the end of this one, or goes back.
+    astray = np.flatnonzero(same & (ahead < length[:-1]))
+    if not len(astray):
+        return says, parts, 0
+    mixed = np.flatnonzero(np.isin(parts, parts[astray]))
+    part = parts[mixed]
+    heads = np.flatnonzero(np.append(True, part[1:] != part[:-1]))
+    sizes = np.diff(np.append(heads, len(part)))
+    relative = (sequence[mixed] - np.repeat(sequence[mixed[heads]], sizes)).astype(np.int32)
+    near = np.logical_and.reduceat(np.abs(relative.astype(np.int64)) < _NEAR, heads)
+    stay = np.repeat(near, sizes)
+    mixed, part, relative = mixed[stay], part[stay], relative[stay]
+    sort = np.lexsort((relative, part))
+    moved = mixed[sort]
+    says = says.copy()
+    says[mixed] = says[moved]
+    said = order[says]
+    sequence, length = segments.sequence[said], segments.length[said]
+    captured, payload = segments.captured[said], segments.payload[said]
+    twice = mixed[1:][
+        (part[sort][1:] == part[sort][:-1])
+        & (sequence[mixed[1:]] == sequence[mixed[:-1]])
+        & (length[mixed[1:]] == length[mixed[:-1]])
+        & (captured[mixed[1:]] == captured[mixed[:-1]])
+    ]
+    view = data.data
+    again = [
+        index
+        for index, one, other, size in zip(
+            twice.tolist(),
+            payload[twice].tolist(),
+            payload[twice - 1].tolist(),
+            captured[twice].tolist(),
+            strict=True,
+        )
+        if view[one : one + size] == view[other : other + size]
+    ]
+    return np.delete(says, again), np.delete(parts, again), len(again)
+
+
+def _deliverable(times_ns: NDArray[np.int64], parts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The time at which each segment, and all before it in its part, had come."""
+    late = (times_ns[1:] < times_ns[:-1]) & (parts[1:] == parts[:-1])
+    if not late.any():
+        return times_ns
+    latest = times_ns.copy()
+    for part in np.unique(parts[1:][late]):
+        first, last = np.searchsorted(parts, (part, part + 1))
+        latest[first:last] = np.maximum.accumulate(times_ns[first:last])
+    return latest
 
 
 def _by_strand(
