@@ -15,6 +15,7 @@ import msgspec
 
 from streamtap import __version__
 from streamtap.capture.callouts import RING_BYTES
+from streamtap.demux import Tap
 from streamtap.errors import StreamtapError
 from streamtap.events import (
     Body,
@@ -97,6 +98,7 @@ class Run(Tally):
         both_ends: bool = False,
         new_only: bool = False,
         wanted: Callable[[Flow], bool] | None = None,
+        taps: Sequence[Tap] = (),
     ) -> None:
         super().__init__()
         self._content = content
@@ -112,6 +114,7 @@ class Run(Tally):
             both_ends=both_ends,
             new_only=new_only,
             wanted=wanted,
+            taps=taps,
             ring_bytes=FULL_RING_BYTES if content is Content.FULL else RING_BYTES,
         )
 

@@ -16,6 +16,7 @@ from types import FrameType
 from streamtap.capture.callouts import RING_BYTES, Callouts
 from streamtap.capture.identity import host_key, in_host_pid_namespace, process_text
 from streamtap.capture.live import IDLE_S, Candidate, LiveSource
+from streamtap.demux import Tap
 from streamtap.errors import KernelUnsupported, StreamtapError
 from streamtap.events import Body, Record
 from streamtap.flows.scope import (
@@ -133,6 +134,7 @@ class Watch:
         both_ends: bool = False,
         new_only: bool = False,
         wanted: Callable[[Flow], bool] | None = None,
+        taps: Sequence[Tap] = (),
         ring_bytes: int = RING_BYTES,
         max_flows: int = 65_536,
         variant: str | None = None,
@@ -161,6 +163,7 @@ class Watch:
             set_policy=self._set_policy,
             key=host_key(),
             wanted=wanted,
+            taps=taps,
             max_flows=max_flows,
         )
         # Before the kernel is touched, while this process has no threads: fork.
