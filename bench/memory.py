@@ -15,6 +15,7 @@ from streamtap.model import Content, Direction, Segment
 from streamtap.pipeline import Pipeline, Places
 from streamtap.streams import Reassembler
 from streamtap.trace import JsonLines, Output, choose
+from streamtap.trace.pcapng import Pcapng
 
 CONNECTIONS = 100
 TURNS = 100
@@ -26,6 +27,7 @@ SIGN_IN: Words = (
     b"USR 1 alice@example.com 1234.5678\r\n",
     b"USR 1 OK alice@example.com Alice\r\n",
 )
+BULK: Words = (b"\xe7" * 65_000, b"\xe7" * 65_000)
 TALK: Words = (
     b"MSG 2 N %d\r\n%b" % (len(_TEXT), _TEXT),
     b"MSG bob@example.com Bob %d\r\n%b" % (len(_TEXT), _TEXT),
@@ -128,7 +130,7 @@ def _feed_json(span: Span, places: Places) -> int:
 
 
 def sinks(plan: Plan) -> None:
-    """Records to JSON lines."""
+    """Records to JSON lines, segments to packets."""
     records: list[Record] = []
     with _span(*[CHAT] * TURNS) as span:
         _feed(span, choose().places, records.extend)
@@ -142,3 +144,28 @@ def sinks(plan: Plan) -> None:
             return len(records)
 
         _nanoseconds("sinks: JSON line, per record", write, plan)
+    for name, words, turns in (("messages", CHAT, TURNS), ("64 KiB", BULK, 2)):
+        with _span(*[words] * turns) as span:
+            _packets(name, span, plan)
+
+
+def _packets(name: str, span: Span, plan: Plan) -> None:
+    """What joined segments cost on their way into a pcapng."""
+    flows = {opened.flow.flow_id: opened.flow for opened in span.openings()}
+    batches = list(span.batches(BATCH if name == "messages" else 32))
+    with open(os.devnull, "wb", buffering=0) as null:
+        tap = Pcapng(Output(null), payload=True, application="bench")
+        tap.open()
+        for opened in span.openings():
+            tap.opened(opened)
+
+        def write() -> int:
+            for batch in batches:
+                for segment in batch:
+                    tap.segment(flows[segment.flow_id], segment)
+                tap.flush()
+            return span.messages
+
+        _nanoseconds(f"sinks: pcapng, {name}, per packet", write, plan)
+        tap.close()
+        batches.clear()  # they hold views of the span

@@ -49,7 +49,11 @@ class Output:
         if self._path is not None and self._stream is None:
             self._stream = self._path.open("wb", buffering=0)
 
-    def put(self, data: bytes) -> None:
+    def put(self, data: bytes | bytearray) -> None:
+        if len(data) >= BATCH:  # as it is, without one more copy
+            self.flush()
+            self._write(data)
+            return
         self._pending += data
         if len(self._pending) >= BATCH:
             self.flush()
@@ -58,6 +62,10 @@ class Output:
         """Writes what was put. What a failure stops is dropped, so it is never written twice."""
         if self._pending and self._stream is not None:
             data, self._pending = self._pending, bytearray()
+            self._write(data)
+
+    def _write(self, data: bytes | bytearray) -> None:
+        if self._stream is not None:
             _write_all(self._stream, data)
             self._stream.flush()
 
@@ -70,7 +78,7 @@ class Output:
                 stream.close()
 
 
-def _write_all(stream: BinaryIO, data: bytearray) -> None:
+def _write_all(stream: BinaryIO, data: bytes | bytearray) -> None:
     rest = memoryview(data)
     while rest:
         written: int | None = stream.write(rest)
