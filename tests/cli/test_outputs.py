@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import pcapng
 from streamtap.cli.outputs import Outputs
 from streamtap.cli.parsing import find, parser_of
 from streamtap.events import (
@@ -17,12 +18,13 @@ from streamtap.events import (
     Record,
     Started,
 )
+from streamtap.model import Direction, Endpoint, Flow, Opened, Role, Segment
 
 
-def outputs(*words: str) -> Outputs:
+def outputs(*words: str, live: bool = True) -> Outputs:
     verb = find("monitor")
     assert verb is not None
-    return Outputs(parser_of(verb).parse([*words, "/bin/true"]))
+    return Outputs(parser_of(verb).parse([*words, "/bin/true"]), live=live)
 
 
 def records(*bodies: object) -> list[Record]:
@@ -115,6 +117,69 @@ def test_files_alone_leave_standard_output_alone(
     with outputs("-o", str(tmp_path / "a.jsonl"), "-o", str(tmp_path / "a.sqlite")) as out:
         out.take(records(OPENED))
     assert capfdbinary.readouterr().out == b""
+
+
+def test_packets_take_the_place_of_lines_unless_lines_are_asked_for(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    path = tmp_path / "a.pcapng"
+    with outputs("-w", str(path)) as out:
+        out.take(records(OPENED))
+        assert not out.over
+    assert capfdbinary.readouterr().out == b""
+    with outputs("-w", str(path), "-o", "line") as out:
+        out.take(records(OPENED))
+    assert b"opened" in capfdbinary.readouterr().out
+    assert path.read_bytes().startswith(b"\n\r\r\n")
+
+
+def test_packets_on_standard_output_come_alone_and_at_once(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    with outputs("-w", "-", "--content", "full") as out:
+        out.take([])
+        shown = capfdbinary.readouterr().out
+    assert [kind for kind, _ in pcapng.blocks(shown)] == [pcapng.SECTION, pcapng.INTERFACE]
+
+
+@pytest.mark.parametrize(
+    ("live", "words", "whole"),
+    [(True, [], False), (True, ["--content", "full"], True), (False, [], True)],
+)
+def test_packets_hold_what_was_said_where_it_was_asked_for_or_comes_from_a_file(
+    live: bool, words: list[str], whole: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.pcapng"
+    flow = Flow(1, None, Endpoint("10.0.0.1", 1), Endpoint("10.0.0.2", 2), Role.CLIENT, 0)
+    with outputs("-w", str(path), *words, live=live) as out:
+        (tap,) = out.taps
+        tap.opened(Opened(flow, (1, 1)))
+        tap.segment(flow, Segment(1, Direction.TO_SERVER, 1, b"secret words", 5))
+        out.take([])
+    assert (b"secret words" in path.read_bytes()) is whole
+    told = f"streamtap: {path}: headers only; --content full writes what was said too\n"
+    assert capfd.readouterr().err == ("" if whole else told)
+
+
+def test_a_count_ends_a_run_that_writes_packets_alone(tmp_path: Path) -> None:
+    with outputs("-w", str(tmp_path / "a.pcapng"), "-c", "2") as out:
+        out.take(records(OPENED))
+        assert not out.over
+        out.take(records(OPENED))
+        assert out.over
+
+
+def test_a_full_disk_is_told_once_for_packets_too(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    good = tmp_path / "good.jsonl"
+    with outputs("-w", "/dev/full", "-o", str(good), "--content", "full") as out:
+        out.take(records(OPENED))
+        out.take(records(OPENED))
+        assert out.failed == ["/dev/full"]
+        assert not out.over
+    assert capfd.readouterr().err.count("No space left on device; the rest goes on") == 1
+    assert len(good.read_text().splitlines()) == 2
 
 
 def test_a_full_disk_is_told_once_and_the_rest_goes_on(

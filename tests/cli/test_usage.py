@@ -1,6 +1,7 @@
 """What the command line accepts, and how it says what is wrong. No rights are needed."""
 
 import os
+import pty
 import subprocess
 import sys
 
@@ -24,6 +25,8 @@ WRONG = {
     "--pid with a command": ["monitor", "--pid", "1", "--", "true"],
     "-f without --pid": ["monitor", "-f", "/bin/true"],
     "two formats on standard output": ["monitor", "-o", "line", "--json", "/bin/true"],
+    "packets and records on standard output": ["monitor", "-w", "-", "--json", "/bin/true"],
+    "packets to a file without a name": ["monitor", "-w", "", "/bin/true"],
     "no records": ["monitor", "-c", "0", "/bin/true"],
     "no port": ["monitor", "--port", "65536", "/bin/true"],
     "a name for an address": ["monitor", "--host", "localhost", "/bin/true"],
@@ -37,7 +40,6 @@ WRONG = {
 LATER = {
     "--wine": ["--wine", "msnmsgr.exe"],
     "--container": ["--container", "ab12"],
-    "-w": ["-w", "a.pcapng"],
     "--extract": ["--extract", "folder"],
 }
 
@@ -51,6 +53,17 @@ def test_wrong_usage_is_told_in_one_line_and_exit_code_2(words: list[str]) -> No
     assert error.startswith("streamtap: error: ")
     assert len(hints) <= 1
     assert all(line.startswith("hint: ") for line in hints)
+
+
+def test_packets_are_not_written_to_a_terminal() -> None:
+    terminal, other = pty.openpty()
+    try:
+        result = run("monitor", "-w", "-", "/bin/true", stdout=other)
+    finally:
+        os.close(other)
+        os.close(terminal)
+    assert result.returncode == 2
+    assert "hint: -w FILE" in result.stderr
 
 
 @pytest.mark.parametrize(("option", "words"), LATER.items(), ids=LATER)

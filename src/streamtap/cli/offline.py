@@ -1,5 +1,6 @@
 """`read`: its options. What it does is in `reading`."""
 
+import os
 from argparse import ArgumentTypeError
 
 from streamtap.cli.options import add_output, check_output
@@ -40,6 +41,8 @@ def read(arguments: Arguments) -> int:
     check_output(arguments)
     if not arguments.files:
         raise UsageError("nothing to read: no capture is named", "streamtap read FILE.pcap")
+    if arguments.write and any(_is_same(arguments.write, file) for file in arguments.files):
+        raise UsageError(f"-w {arguments.write} would overwrite what is read")
     if arguments.follow and len(arguments.files) > 1:
         raise UsageError("--follow takes one FILE")
     if arguments.files.count("-") > 1:
@@ -51,6 +54,14 @@ def read(arguments: Arguments) -> int:
             return read_captures(arguments, stop)
         except KeyboardInterrupt:  # the second signal: something blocked
             return 128 + stop.number
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Two names of one file that is there."""
+    try:
+        return "-" not in (one, other) and os.path.samefile(one, other)
+    except OSError:
+        return False
 
 
 def _flow(text: str) -> int:

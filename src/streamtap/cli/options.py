@@ -1,6 +1,7 @@
 """The options of monitor and demo, and what is wrong between them. Nothing here is heavy."""
 
 import math
+import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
@@ -19,7 +20,7 @@ SCOPES = (
     ("cgroup", "PATH", "processes in a cgroup, or below it"),
     ("unit", "NAME.service", "processes of a systemd unit"),
 )
-LATER = {"wine": "--wine", "container": "--container", "write": "-w", "extract": "--extract"}
+LATER = {"wine": "--wine", "container": "--container", "extract": "--extract"}
 STANDARD = ("line", "json", "wpp")  # what goes to standard output
 
 
@@ -59,7 +60,13 @@ def add_output(parser: Parser) -> None:
     add("-v", dest="verbose", action="store_true", help="longer lines; streamtap itself too")
     add("-A", dest="as_text", action="store_true", help="content as text; with --content full")
     add("-X", dest="as_hex", action="store_true", help="content as hex; with --content full")
-    add("-w", dest="write", metavar="FILE", help="not available yet")
+    add(
+        "-w",
+        dest="write",
+        metavar="FILE",
+        help="packets to a pcapng file, - for standard output, instead of lines; live, what was "
+        "said is left out without --content full",
+    )
     add("--extract", metavar="DIR", help="not available yet")
 
     add = parser.add_argument_group("what is shown").add_argument
@@ -134,6 +141,16 @@ def check_output(arguments: Arguments) -> None:
         raise UsageError(f"{'-A' if arguments.as_text else '-X'} needs --content full")
     if len(standard_sinks(arguments)) > 1:
         raise UsageError("only one of -o line, json and wpp can have standard output")
+    if arguments.write == "-":
+        if standard_sinks(arguments):
+            raise UsageError(f"-w - and -o {standard_sinks(arguments)[0]} contradict each other")
+        if sys.stdout is not None and sys.stdout.isatty():
+            raise UsageError(
+                "-w - writes packets, and standard output is a terminal",
+                "-w FILE, or: streamtap monitor ... -w - | wireshark -k -i -",
+            )
+    if arguments.write == "":
+        raise UsageError("-w needs the name of a file")
 
 
 def check_scopes(arguments: Arguments) -> None:
@@ -159,13 +176,18 @@ def scopes_given(arguments: Arguments) -> list[tuple[str, str]]:
 
 
 def sinks(arguments: Arguments) -> list[str]:
-    """What -o and --json ask for, each once."""
+    """What -o and --json ask for, each once; lines where nothing is asked for, -w neither."""
     asked = [*arguments.output, *(["json"] if arguments.json else [])]
-    return list(dict.fromkeys(asked)) or ["line"]
+    return list(dict.fromkeys(asked)) or ([] if arguments.write else ["line"])
 
 
 def standard_sinks(arguments: Arguments) -> list[str]:
     return [sink for sink in sinks(arguments) if sink in STANDARD]
+
+
+def takes_stdout(arguments: Arguments) -> bool:
+    """Whether what we write goes to standard output: nothing else may."""
+    return bool(standard_sinks(arguments)) or arguments.write == "-"
 
 
 def seconds(text: str) -> float:

@@ -6,14 +6,18 @@ import io
 import os
 import select
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from streamtap.cli.options import sinks, standard_sinks
+from streamtap import __version__
+from streamtap.cli.options import sinks, takes_stdout
 from streamtap.cli.parsing import Arguments, say
 from streamtap.events import ControlRequest, ControlState, FilterChanged, Record, Started, Stopped
-from streamtap.trace import Selection, Session, Sink, choose, open_sink
+from streamtap.trace import Output, Selection, Session, Sink, choose, open_sink
 from streamtap.trace.console import Show
+from streamtap.trace.pcapng import Pcapng
 
 STDOUT = 1
 # Where it is told that somebody asked for content, which is never hidden.
@@ -25,10 +29,14 @@ class Outputs:
     """A session and its sinks. Entering it opens them; leaving it closes them.
 
     selection: what they want. failed: names of sinks that could not go on.
+    taps: sinks that are to be shown segments too.
     """
 
-    def __init__(self, arguments: Arguments) -> None:
-        """Raises ValueError for words that no selection knows."""
+    def __init__(self, arguments: Arguments, *, live: bool = True) -> None:
+        """live: what was said is written with --content full only; a capture holds it anyway.
+
+        Raises ValueError for words that no selection knows, OSError where there is no stdout.
+        """
         self._arguments = arguments
         self._chosen = bool(arguments.provider or arguments.flag or arguments.level)
         self.selection = choose(arguments.provider, arguments.flag, arguments.level)
@@ -39,20 +47,25 @@ class Outputs:
         self._still: int | None = arguments.count
         self._specs = sinks(arguments)
         self._calm = not (self._chosen or arguments.verbose)
-        self._only_calm = self._calm and self._specs == ["line"]
-        self._standard = bool(standard_sinks(arguments))
+        self._only_calm = self._calm and self._specs in (["line"], [])
+        self._standard = takes_stdout(arguments)
+        self._payload = not live or arguments.content == "full"
         self._session: Session | None = None
         self._reader: select.poll | None = None
         self.failed: list[str] = []
+        self.taps: Sequence[Pcapng] = (self._pcapng(),) if arguments.write else ()
 
     def __enter__(self) -> Self:
         """Raises OSError naming the output that cannot be written."""
         with contextlib.ExitStack() as stack:
-            opened = []
+            opened: list[Sink] = []
             stdout: BinaryIO = _stdout() if self._standard else io.BytesIO()
             for spec in self._specs:
                 opened.append(sink := self._open(spec, stdout))
                 stack.callback(sink.close)
+            for tap in self.taps:
+                self._open_pcapng(tap)
+                opened.append(tap)
             stack.pop_all()
         if self._standard:
             self._reader = select.poll()
@@ -81,6 +94,21 @@ class Outputs:
             raise OSError(error.errno, error.strerror, spec) from error
         return Calm(sink) if spec == "line" and self._calm else sink
 
+    def _pcapng(self) -> Pcapng:
+        target = self._arguments.write
+        output = Output(_stdout() if target == "-" else Path(target))
+        return Pcapng(output, payload=self._payload, application=f"streamtap {__version__}")
+
+    def _open_pcapng(self, tap: Pcapng) -> None:
+        target = self._arguments.write
+        try:
+            tap.open()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, target) from error
+        if not self._payload:
+            name = STANDARD_OUTPUT if target == "-" else target
+            say(f"streamtap: {name}: headers only; --content full writes what was said too")
+
     def _report(self, sink: Sink, error: OSError) -> None:
         name = STANDARD_OUTPUT if sink.name == str(STDOUT) else sink.name
         self.failed.append(name)
@@ -100,7 +128,7 @@ class Outputs:
     def _is_reader_gone(self) -> bool:
         """The pipe on standard output was closed, and there is no other sink. Told without a
         write, so that a monitor that has nothing to say does not stay behind."""
-        if self._reader is None or len(self._specs) > len(standard_sinks(self._arguments)):
+        if self._reader is None or len(self._specs) + len(self.taps) > 1:  # one at most has it
             return False
         gone = select.POLLERR | select.POLLHUP
         return any(event & gone for _, event in self._reader.poll(0))
@@ -117,7 +145,7 @@ class Outputs:
     def take(self, records: list[Record]) -> None:
         session = self._session
         assert session is not None
-        if not records:
+        if not records and not self.taps:
             return
         for record in records:
             if self._still == 0:

@@ -23,7 +23,7 @@ def read_captures(arguments: Arguments, stop: Stop) -> int:
     if arguments.protocol is not None:
         by_name(arguments.protocol)
     gc.set_threshold(GARBAGE_AFTER)
-    outputs = Outputs(arguments)
+    outputs = Outputs(arguments, live=False)
     until = time.monotonic() + arguments.duration if arguments.duration is not None else None
 
     def over() -> bool:
@@ -41,6 +41,7 @@ def read_captures(arguments: Arguments, stop: Stop) -> int:
         content=content_level(arguments.content),
         protocol=arguments.protocol,
         wanted=_wanted(arguments),
+        taps=outputs.taps,
         follow=arguments.follow,
         stop=over,
         wait=wait,

@@ -9,7 +9,7 @@ from streamtap.api import Run, content_level
 from streamtap.capture.callouts import require_rights
 from streamtap.capture.identity import Cgroups
 from streamtap.cli.ending import exit_code, summary
-from streamtap.cli.options import scopes_given, standard_sinks, wanted_flows
+from streamtap.cli.options import scopes_given, takes_stdout, wanted_flows
 from streamtap.cli.outputs import Outputs
 from streamtap.cli.parsing import Arguments, say
 from streamtap.cli.signals import Stop
@@ -39,11 +39,12 @@ def watch(arguments: Arguments, stop: Stop) -> int:
             duration_s=arguments.duration,
             stop=lambda: bool(stop.number) or outputs.over,
             command=command,
-            command_stdout=STDERR if standard_sinks(arguments) else None,
+            command_stdout=STDERR if takes_stdout(arguments) else None,
             protocol=arguments.protocol,
             both_ends=arguments.both_ends,
             new_only=arguments.new_only,
             wanted=wanted_flows(arguments),
+            taps=outputs.taps,
         )
         try:
             announced = False

@@ -1,0 +1,59 @@
+"""`read -w`: a capture as pcapng, with what was said."""
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from helpers import pcapng
+from helpers.commands import run
+from streamtap.model import Closed, Direction, Endpoint, Flow, Opened, Role, Segment
+from streamtap.trace import Output
+from streamtap.trace.pcapng import Pcapng
+
+BEGIN = 1_795_000_000_000_000_000
+RAW_IP = 101
+
+
+@pytest.fixture
+def capture(tmp_path: Path) -> Path:
+    """A classic capture, with times in nanoseconds, of one conversation."""
+    ours = tmp_path / "ours.pcapng"
+    tap = Pcapng(Output(ours), payload=True, application="test")
+    tap.open()
+    flow = Flow(1, None, Endpoint("10.0.0.1", 40000), Endpoint("10.0.0.2", 80), Role.CLIENT, BEGIN)
+    tap.opened(Opened(flow, (10, 20)))
+    tap.segment(flow, Segment(1, Direction.TO_SERVER, 10, b"question", BEGIN + 5, acknowledged=20))
+    tap.segment(flow, Segment(1, Direction.TO_CLIENT, 20, b"answer", BEGIN + 9, acknowledged=18))
+    tap.closed(flow, Closed(1, BEGIN + 12, "fin"))
+    tap.close()
+    data = struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 65535, RAW_IP)
+    for kind, body in pcapng.blocks(ours.read_bytes()):
+        if kind == pcapng.PACKET:
+            high, low, captured, original = struct.unpack_from("<4I", body, 4)
+            seconds, nanoseconds = divmod(high << 32 | low, 10**9)
+            data += struct.pack("<4I", seconds, nanoseconds, captured, original)
+            data += body[20 : 20 + captured]
+    path = tmp_path / "classic.pcap"
+    path.write_bytes(data)
+    return path
+
+
+def test_a_capture_is_written_as_packets_with_what_was_said(capture: Path, tmp_path: Path) -> None:
+    path = tmp_path / "again.pcapng"
+    result = run("read", str(capture), "-w", str(path))
+    assert (result.returncode, result.stdout) == (0, "")
+    assert "headers only" not in result.stderr
+    before = pcapng.packets((tmp_path / "ours.pcapng").read_bytes())
+    after = pcapng.packets(path.read_bytes())
+    assert [one[:7] for one in after] == [one[:7] for one in before]
+
+
+def test_what_is_read_is_not_overwritten(capture: Path, tmp_path: Path) -> None:
+    link = tmp_path / "other-name.pcapng"
+    link.symlink_to(capture)
+    before = capture.read_bytes()
+    result = run("read", str(capture), "-w", str(link))
+    assert result.returncode == 2
+    assert result.stderr == f"streamtap: error: -w {link} would overwrite what is read\n"
+    assert capture.read_bytes() == before
