@@ -83,8 +83,10 @@ class Layout(Protocol):
     def walk(
         self, data: NDArray[np.uint8], start: int, stop: int
     ) -> tuple[NDArray[np.int64], int, Stop]:
-        """Offsets of the packet records that begin at or behind `start`, where one begins, and
-        before `stop`, and lie whole in data; then where the walk ended, and why there."""
+        """Offsets of the records that begin at or behind `start`, where one begins, and before
+        `stop`, and lie whole in data; then where the walk ended, and why there.
+
+        Most records hold a packet; of the others `learned` keeps what they tell."""
         ...
 
     def guess(self, data: NDArray[np.uint8], start: int, stop: int) -> int:
@@ -94,6 +96,11 @@ class Layout(Protocol):
 
     def packets(self, data: NDArray[np.uint8], records: NDArray[np.int64]) -> Packets:
         """The packets of records that `walk` found in the same data."""
+        ...
+
+    def learned(self, data: NDArray[np.uint8], records: NDArray[np.int64]) -> "Layout":
+        """The layout behind these records: what they told of processes and drops is kept for
+        the packets that follow. How the file is read does not change."""
         ...
 
     def change(

@@ -7,13 +7,14 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from struct import Struct
-from typing import NoReturn
+from typing import NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamtap.capture.chain import Form, follow
 from streamtap.capture.container import LARGEST_PACKET, Layout, Packets, Process, Stop
+from streamtap.capture.pcapng import PcapngLayout
 from streamtap.errors import CaptureFileError
 
 __all__ = ["HEADER", "Layout", "Packets", "PcapLayout", "Process", "Stop", "read_header"]
@@ -70,6 +71,9 @@ class PcapLayout:
             seconds * 1_000_000_000 + fraction * self.unit_ns,
             self.link,
         )
+
+    def learned(self, data: NDArray[np.uint8], records: NDArray[np.int64]) -> Self:
+        return self  # records of a pcap file tell of nothing but packets
 
     def change(self, data: NDArray[np.uint8], at: int, base: int = 0) -> None:
         return None  # nothing in a pcap file changes its layout
@@ -148,6 +152,8 @@ def read_header(head: bytes, name: str = "capture") -> tuple[Layout, int]:
     magic = bytes(head[:4])
     if magic in _PCAP:
         return _read_pcap_header(head, name)
+    if magic == _PCAPNG:
+        return PcapngLayout(name), 0  # its first block changes what is known of it
     _refuse(head, name)
 
 
@@ -162,6 +168,8 @@ def _read_pcap_header(head: bytes, name: str) -> tuple[PcapLayout, int]:
     # The upper half of the link type tells of a frame check sequence; packets.py needs none.
     return PcapLayout(order, unit_ns, link & 0xFFFF, _RECORD + largest), HEADER
 
+
+_PCAPNG = bytes.fromhex("0a0d0d0a")
 
 # What else a file may be, by its first bytes.
 _OTHERS: tuple[tuple[bytes, str], ...] = (

@@ -72,16 +72,22 @@ class Reader:
         used = len(head)
         while True:
             used, ended = self._fill(buffer, used)
-            data = buffer.bytes[:used]
-            records, start, stop = layout.walk(data, 0, used)
-            if len(records):
-                yield layout.packets(data, records)._replace(data=buffer.bytes[: used + SLACK])
+            data, start, stop = buffer.bytes[:used], 0, Stop.CHANGE
+            while stop is Stop.CHANGE:
+                records, start, stop = layout.walk(data, start, used)
+                if len(records):
+                    packets = layout.packets(data, records)
+                    if len(packets.offsets):
+                        yield packets._replace(data=buffer.bytes[: used + SLACK])
+                    layout = layout.learned(data, records)
+                if stop is Stop.CHANGE:
+                    if (changed := layout.change(data, start, base)) is None:
+                        break
+                    layout, start = changed
+                self.dropped = layout.dropped
             if stop is Stop.BAD:
                 raise CaptureFileError(self.source.name, base + start, _BAD)
-            if stop is Stop.CHANGE and (changed := layout.change(data, start, base)):
-                layout, start = changed
-                self.dropped = layout.dropped
-            elif ended and start < used:
+            if ended and start < used:
                 raise CaptureFileError(self.source.name, base + start, _CUT)
             elif ended:
                 return

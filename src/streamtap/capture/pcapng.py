@@ -1,0 +1,310 @@
+"""pcapng files: sections, interfaces, packets of three kinds, and whose they are.
+
+Format: draft-ietf-opsawg-pcapng. A file is a chain of blocks; each tells its length in front and
+at its end. Packet blocks are records; a few others change the layout; the rest is passed over.
+Process data is in `capture.processes`.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from struct import Struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtap.capture.chain import Form, follow
+from streamtap.capture.container import UNKNOWN_LINK, Packets, Process, Stop
+from streamtap.capture.interfaces import Interface, nanoseconds, read_interface
+from streamtap.capture.options import PacketOptions, options
+from streamtap.capture.processes import APPLE, CUSTOM, Processes, Told, read_process
+from streamtap.errors import CaptureFileError
+
+# Block types: draft-ietf-opsawg-pcapng, section 10.1.
+SECTION = 0x0A0D0D0A  # the same in either byte order
+INTERFACE = 1
+PACKET = 2  # obsolete
+SIMPLE_PACKET = 3
+STATISTICS = 5
+ENHANCED_PACKET = 6
+
+LONGEST = 16 << 20  # of a block; Wireshark's bound as well
+_FRAME = 12  # of any block: type and length in front, length at the end
+_HEAD = 28  # of an enhanced packet block: what stands before the packet
+_SIMPLE_HEAD = 12
+_SHORTEST = {PACKET: _HEAD + 4, SIMPLE_PACKET: _SIMPLE_HEAD + 4, ENHANCED_PACKET: _HEAD + 4}
+_PACKETS = (ENHANCED_PACKET, SIMPLE_PACKET, PACKET)
+_RECORDS = (*_PACKETS, STATISTICS, APPLE, *CUSTOM)  # those that a walk finds
+_CHANGES = (SECTION, INTERFACE)  # those that end it; the others are passed over
+_SECTION_MAGIC = b"\x0a\x0d\x0d\x0a"
+_ORDERS = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
+_DROPS = (5, 7)  # isb_ifdrop, isb_osdrop
+_ROW = np.dtype((np.void, _HEAD))
+_PAIR = np.dtype((np.void, 8))
+_WORD = np.dtype((np.void, 4))
+_MOST_INTERFACES = 16_384  # of a section
+_FIRST_SPAN = 1 << 16  # bytes walked first; then more and more, until the layout changes
+
+
+@dataclass(frozen=True)
+class PcapngLayout:
+    """What the blocks of a section said so far.
+
+    drops: packets that each interface lost, by its latest statistics.
+    dropped_before: those of earlier sections.
+    """
+
+    name: str
+    order: str = "<"
+    interfaces: tuple[Interface, ...] = ()
+    drops: dict[int, int] = field(default_factory=dict)
+    dropped_before: int = 0
+    processes: Processes = field(default_factory=Processes)
+    longest: int = LONGEST
+
+    @property
+    def dropped(self) -> int:
+        return self.dropped_before + sum(self.drops.values())
+
+    def walk(
+        self, data: NDArray[np.uint8], start: int, stop: int
+    ) -> tuple[NDArray[np.int64], int, Stop]:
+        """As in `Layout`. Blocks with process data and statistics are records too: they change
+        nothing of how the file is read, and `learned` keeps what they tell."""
+        parts: list[NDArray[np.int64]] = []
+        at, span, why = start, _FIRST_SPAN, None
+        while why is None:
+            bound = min(stop, at + span)
+            blocks, end = follow(data, at, bound, _form(self.order), partial(self._guess, data))
+            found, at, why = self._sift(data, blocks, end)
+            parts.append(found)
+            if why is None and (at >= stop or at < bound):
+                why = self._stop_at(data, at, stop)
+            span *= 4
+        return np.concatenate(parts), at, why
+
+    def _sift(
+        self, data: NDArray[np.uint8], blocks: NDArray[np.int64], end: int
+    ) -> tuple[NDArray[np.int64], int, Stop | None]:
+        """The records among the blocks, as far as none of them ends the walk."""
+        if not len(blocks):
+            return blocks, end, None
+        ends = np.append(blocks[1:], end)
+        heads = _rows(data, _PAIR)[blocks].view(self.order + "u4").reshape(-1, 2)
+        kinds, lengths = heads[:, 0], heads[:, 1]
+        trailers = _rows(data, _WORD)[ends - 4].view(self.order + "u4")
+        stops = (lengths != trailers) | (lengths & 3 != 0)
+        records = kinds == ENHANCED_PACKET
+        if records.all():
+            stops |= lengths < _SHORTEST[ENHANCED_PACKET]
+        else:
+            for kind, shortest in _SHORTEST.items():
+                stops |= (kinds == kind) & (lengths < shortest)
+            records = np.isin(kinds, _RECORDS)
+            stops |= (kinds == SECTION) | (kinds == INTERFACE)
+        first = int(stops.argmax())
+        if not stops[first]:
+            return blocks[records], end, None
+        # A section of the other byte order has a length that looks wrong in this one.
+        changes = kinds[first] in (SECTION, INTERFACE)
+        found = blocks[:first][records[:first]]
+        return found, int(blocks[first]), Stop.CHANGE if changes else Stop.BAD
+
+    def _stop_at(self, data: NDArray[np.uint8], at: int, stop: int) -> Stop:
+        """Why the chain of blocks did not go on at this place."""
+        if at >= stop or at + _FRAME > len(data):
+            return Stop.END
+        kind, length = Struct(self.order + "II").unpack_from(data.data, at)
+        if kind == SECTION:
+            return Stop.CHANGE
+        return Stop.END if _FRAME <= length <= LONGEST and not length & 3 else Stop.BAD
+
+    def packets(self, data: NDArray[np.uint8], records: NDArray[np.int64]) -> Packets:
+        heads = self._heads(data, records)
+        told: list[Told] = []
+        if not (heads[0] == ENHANCED_PACKET).all():
+            for at, kind, body in self._others(data, records, heads):
+                if process := read_process(kind, body, self.order):
+                    told.append((at, process))
+            packets = np.isin(heads[0], _PACKETS)
+            records, heads = records[packets], heads[:, packets]
+        kinds, sizes, interfaces, high, low, captured, lengths = heads
+        starts: NDArray[np.int64] = records + _HEAD
+        ends = records + sizes - 4
+        simple = np.flatnonzero(kinds == SIMPLE_PACKET)
+        if not (kinds == ENHANCED_PACKET).all():
+            # Half as wide in the obsolete block; the other half counts drops.
+            half = interfaces & 0xFFFF if self.order == "<" else interfaces >> 16
+            captured, lengths = captured.copy(), lengths.copy()
+            snaplen = self.interfaces[0].snaplen if self.interfaces else 0
+            starts[simple] -= _HEAD - _SIMPLE_HEAD
+            lengths[simple] = interfaces[simple]
+            captured[simple] = np.minimum(interfaces[simple], snaplen or LONGEST)
+            interfaces = np.where(kinds == PACKET, half, interfaces)
+            interfaces[simple] = 0
+        # A packet that claims more than its block has is given as far as the block goes.
+        captured = np.minimum(captured, ends - starts)
+        ticks = high.astype(np.uint64) << np.uint64(32) | low
+        links, times_ns = self._links_and_times(interfaces, ticks)
+        times_ns[simple] = 0
+        options_at = starts + ((captured + 3) & ~3)
+        options_at[simple] = ends[simple]
+        found = PacketOptions(data, self.order, options_at, ends)
+        processes, identities = self.processes.of_packets(found, records, times_ns, told)
+        lengths = np.maximum(captured, lengths)
+        return Packets(data, starts, captured, lengths, times_ns, links, processes, identities)
+
+    def learned(self, data: NDArray[np.uint8], records: NDArray[np.int64]) -> "PcapngLayout":
+        heads = self._heads(data, records)
+        drops = dict(self.drops)
+        processes: list[Process] = []
+        for _, kind, body in self._others(data, records, heads):
+            if kind == STATISTICS:
+                self._read_statistics(body, drops)
+            elif process := read_process(kind, body, self.order):
+                processes.append(process)
+        if not processes and drops == self.drops:
+            return self
+        return replace(self, drops=drops, processes=self.processes.with_blocks(processes))
+
+    def change(
+        self, data: NDArray[np.uint8], at: int, base: int = 0
+    ) -> "tuple[PcapngLayout, int] | None":
+        """As in `Layout`; sections and interfaces that follow one another are read in one go."""
+        layout, interfaces, start = self, [*self.interfaces], at
+        while at + _FRAME <= len(data):
+            order, kind, body = layout._block(data, at, base)
+            if body is None or kind not in _CHANGES:
+                break
+            if kind == SECTION:
+                layout, interfaces = layout._section(order, body, base + at), []
+            elif len(body) < 8 or len(interfaces) >= _MOST_INTERFACES:
+                raise self._error(base + at, "an interface that can't be read")
+            else:
+                interfaces.append(read_interface(body, order))
+            at += len(body) + _FRAME
+        return (replace(layout, interfaces=tuple(interfaces)), at) if at > start else None
+
+    def guess(self, data: NDArray[np.uint8], start: int, stop: int) -> int:
+        places = (self._find(data, start, stop, kind) for kind in _PACKETS)
+        return next((place for place in places if place >= 0), -1)
+
+    def _guess(self, data: NDArray[np.uint8], start: int, stop: int, near: int) -> int:
+        """The same, knowing that a block begins at `near`: others of its kind are looked for."""
+        (kind,) = Struct(self.order + "I").unpack_from(data.data, near)
+        return self._find(data, start, stop, kind if kind in _PACKETS else ENHANCED_PACKET, near)
+
+    def _find(
+        self, data: NDArray[np.uint8], start: int, stop: int, kind: int, near: int | None = None
+    ) -> int:
+        view = data.data
+        pattern = re.compile(re.escape(Struct(self.order + "I").pack(kind)))
+        for match in pattern.finditer(view, start, min(len(view), stop + 3)):
+            at = match.start()
+            # Blocks begin at multiples of four from one another.
+            if (near is None or not (at - near) & 3) and self._looks_right(view, at):
+                return at
+        return -1
+
+    def _looks_right(self, view: memoryview, at: int) -> bool:
+        """Three blocks, each where the one before it says, with the same length at either end."""
+        pair, word = Struct(self.order + "II").unpack_from, Struct(self.order + "I").unpack_from
+        for seen in range(3):
+            if at + _FRAME > len(view):
+                return seen > 0
+            kind, size = pair(view, at)
+            if size & 3 or not _SHORTEST.get(kind, _FRAME) <= size <= LONGEST:
+                return False
+            at += size
+            if at > len(view):
+                return seen > 0
+            if word(view, at - 4) != (size,):
+                return False
+        return True
+
+    def _heads(self, data: NDArray[np.uint8], records: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """The first words of the blocks, (7, n)."""
+        heads = np.zeros(len(records), _ROW)
+        # A block can be shorter; then those at the end of the data can't be read in whole rows.
+        fits = int(np.searchsorted(records, len(data) - _HEAD, "right"))
+        heads[:fits] = _rows(data, _ROW)[records[:fits]]
+        for index in range(fits, len(records)):
+            heads[index] = data[records[index] :].tobytes().ljust(_HEAD, b"\0")
+        words: NDArray[np.uint32] = heads.view(self.order + "u4").reshape(-1, 7)
+        return words.T
+
+    def _others(
+        self, data: NDArray[np.uint8], records: NDArray[np.int64], heads: NDArray[np.uint32]
+    ) -> Iterator[tuple[int, int, memoryview]]:
+        """Offset, kind and body of the records that are no packets."""
+        for index in np.flatnonzero(~np.isin(heads[0], _PACKETS)).tolist():
+            at, size = int(records[index]), int(heads[1, index])
+            yield at, int(heads[0, index]), data.data[at + 8 : at + size - 4]
+
+    def _links_and_times(
+        self, interfaces: NDArray[np.uint32], ticks: NDArray[np.uint64]
+    ) -> tuple[int | NDArray[np.uint16], NDArray[np.int64]]:
+        first = int(interfaces[0]) if len(interfaces) else len(self.interfaces)
+        if first < len(self.interfaces) and (interfaces == first).all():
+            link, _, divide, units, offset_ns = self.interfaces[first]
+            return link, nanoseconds(ticks, divide, units, offset_ns)
+        # The last row is for those that were never described.
+        table = (*self.interfaces, Interface(UNKNOWN_LINK, 0, 1, 1_000_000, 0))
+        rows = np.minimum(interfaces, len(self.interfaces))
+        link_of, divide_of, units_of = (
+            np.array([interface[column] for interface in table], np.uint64) for column in (0, 2, 3)
+        )
+        offset_of = np.array([interface.offset_ns for interface in table], np.int64)
+        times_ns = nanoseconds(ticks, divide_of[rows], units_of[rows], offset_of[rows])
+        return link_of.astype(np.uint16)[rows], times_ns
+
+    def _block(
+        self, data: NDArray[np.uint8], at: int, base: int
+    ) -> tuple[str, int, memoryview | None]:
+        """Byte order, kind and body of a block; no body where it is not whole in the data."""
+        view, order = data.data, self.order
+        if view[at : at + 4] == _SECTION_MAGIC:
+            if (magic := bytes(view[at + 8 : at + 12])) not in _ORDERS:
+                raise self._error(base + at, "a section without a byte order")
+            order = _ORDERS[magic]
+        kind, size = Struct(order + "II").unpack_from(view, at)
+        if size & 3 or not _FRAME <= size <= LONGEST:
+            raise self._error(base + at, f"a block of {size} bytes, which can't be")
+        if at + size > len(view):
+            return order, kind, None
+        if Struct(order + "I").unpack_from(view, at + size - 4) != (size,):
+            raise self._error(base + at, "a block with another length at its end than in front")
+        return order, kind, view[at + 8 : at + size - 4]
+
+    def _section(self, order: str, body: memoryview, offset: int) -> "PcapngLayout":
+        if len(body) < 16:
+            raise self._error(offset, "a section that can't be read")
+        major, minor = Struct(order + "HH").unpack_from(body, 4)
+        if major != 1:
+            raise self._error(offset, f"pcapng version {major}.{minor} is not known")
+        return PcapngLayout(self.name, order, dropped_before=self.dropped)
+
+    def _read_statistics(self, body: memoryview, drops: dict[int, int]) -> None:
+        if len(body) < 12:
+            return
+        (interface,) = Struct(self.order + "I").unpack_from(body)
+        counts = [
+            Struct(self.order + "Q").unpack(value)[0]
+            for code, value in options(body, self.order, 12, len(body))
+            if code in _DROPS and len(value) == 8
+        ]
+        if counts and interface < len(self.interfaces):
+            drops[interface] = sum(counts)  # both count from the beginning of the capture
+
+    def _error(self, offset: int, reason: str) -> CaptureFileError:
+        return CaptureFileError(self.name, offset, reason)
+
+
+def _form(order: str) -> Form:
+    return Form(order, field=4, added=0, header=_FRAME, shortest=_FRAME, longest=LONGEST)
+
+
+def _rows(data: NDArray[np.uint8], row: np.dtype[np.void]) -> NDArray[np.void]:
+    """A row at each byte, overlapping: those wanted are then gathered in one go."""
+    return np.ndarray((max(0, len(data) - row.itemsize + 1),), row, data, 0, (1,))
