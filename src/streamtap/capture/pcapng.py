@@ -174,8 +174,10 @@ class PcapngLayout:
         """As in `Layout`; sections and interfaces that follow one another are read in one go."""
         layout, interfaces, start = self, [*self.interfaces], at
         while at + _FRAME <= len(data):
+            if Struct(layout.order + "I").unpack_from(data.data, at)[0] not in _CHANGES:
+                break
             order, kind, body = layout._block(data, at, base)
-            if body is None or kind not in _CHANGES:
+            if body is None:
                 break
             if kind == SECTION:
                 layout, interfaces = layout._section(order, body, base + at), []
