@@ -153,13 +153,16 @@ class _Source:
 
     def peek(self, count: int) -> bytes:
         """The next bytes, fewer only at the end; they are still to be taken."""
-        while len(self._ahead) < count:
-            more = bytearray(count - len(self._ahead))
-            got = self._read(memoryview(more), self.position + len(self._ahead))
-            if not got and not self._more_comes(self.position + len(self._ahead)):
+        ahead = b""
+        while len(ahead) < count:
+            more = bytearray(count - len(ahead))
+            got = self._read(memoryview(more), self.position + len(ahead))
+            if not got and not self._more_comes(self.position + len(ahead)):
                 break
-            self._ahead += more[:got]
-        return self._ahead
+            ahead += more[:got]
+        if not self.on_disk:  # from there they can be read again
+            self._ahead = ahead
+        return ahead
 
     def take(self, view: memoryview) -> int:
         """Fills the view with what is there now, and waits for the first byte; 0 at the end."""
