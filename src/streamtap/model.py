@@ -143,6 +143,7 @@ class Closed(msgspec.Struct, frozen=True):
     totals: payload bytes of each direction by the kernel's own counters, indexed by `Direction`,
         counted from the first byte of the connection; None in captures.
     lost: segments that the source could not keep, indexed by `Direction`; as in `Segment`.
+    fins: sequence number behind the last byte of each direction, where a FIN told it.
     """
 
     flow_id: int
@@ -150,6 +151,7 @@ class Closed(msgspec.Struct, frozen=True):
     reason: str
     totals: tuple[int, int] | None = None
     lost: tuple[int, int] = (0, 0)
+    fins: tuple[int | None, int | None] = (None, None)
 
 
 class Chunk(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from streamtap.capture.packets import ACK, FIN, PSH, RST, SYN
+from streamtap.capture.packets import ACK, FIN, RST, SYN
 from streamtap.capture.runs import Runs, Strands
 from streamtap.model import App, Closed, Direction, Endpoint, Flow, Opened, Role, Segment
 
@@ -33,8 +33,11 @@ SERVER_PORTS = frozenset(
     )
 )
 LATE = "packets that came after their connection had ended"
+UNANSWERED = "attempts to connect that came to nothing"
+FORGED = "resets from outside of the window"
 STRAY = "ends of connections that were not seen"
 _MASK = 0xFFFF_FFFF
+_HALF = 1 << 31
 _TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 _Key = tuple[int, int]
 
@@ -278,7 +281,7 @@ class Connections:
             connection.last_ns = batch.times_ns[batch.piece[index + 1] - 1]
             if flags & SYN and not self._greet(connection, direction, batch, index):
                 continue
-            if not connection.told and (length or flags not in (SYN, SYN | PSH)):
+            if not connection.told and (length or flags & FIN or flags & (SYN | ACK) == SYN | ACK):
                 self._tell(connection, batch, steps[number:], items)
             if length:
                 if sequences[index] != connection.next[direction] >= 0:
@@ -300,13 +303,25 @@ class Connections:
         index: int,
     ) -> None:
         """A FIN or RST: whether it ends the connection."""
-        if batch.flags[index] & FIN:
+        flags = batch.flags[index]
+        if flags & RST and not self._is_obeyed(connection, direction, batch.sequence[index]):
+            self.passed[FORGED] += 1
+            return
+        if flags & FIN:
             connection.fins[direction] = batch.sequence[index] + batch.length[index] & _MASK
         finished = None not in connection.fins
-        if not connection.reason and (finished or batch.flags[index] & RST):
+        if not connection.reason and (finished or flags & RST):
             connection.reason = "fin" if finished else "rst"
             connection.ended_ns = connection.last_ns
             self._closing.append((connection.last_ns, key, connection))
+
+    def _is_obeyed(self, connection: Connection, direction: Direction, sequence: int) -> bool:
+        """Whether a reset is in the window, as far as that can be known (RFC 9293 §3.10.7.4)."""
+        expected = connection.next[direction]
+        ack = connection.acks[direction.opposite]
+        if ack >= 0 and (ack - sequence) & _MASK in (0, _MASK):
+            return True
+        return expected < 0 or abs((sequence - expected + _HALF & _MASK) - _HALF) < BEHIND
 
     def _begins_anew(self, connection: Connection, batch: "_Batch", index: int) -> bool:
         """The ends are used for another connection.
@@ -427,18 +442,20 @@ class Connections:
 
     def _close(self, key: _Key, connection: Connection, items: list[Item]) -> None:
         """Told once: whoever gives up a connection takes it out of the table by this."""
-        if not connection.told:
-            items.append(self._opened(connection))
+        del self._table[key]
+        self._ended.pop(key, None)
+        self._ended[key] = connection
+        if not connection.told:  # nobody answered
+            self.passed[UNANSWERED] += 1
+            return
         flow_id, time_ns = connection.flow_id, connection.ended_ns
         items += [
             _acknowledgement(flow_id, direction, connection.acks[direction], time_ns)
             for direction in Direction
             if connection.acks[direction] >= 0
         ]
-        items.append(Closed(flow_id, time_ns, connection.reason))
-        del self._table[key]
-        self._ended.pop(key, None)
-        self._ended[key] = connection
+        to_server, to_client = connection.fins
+        items.append(Closed(flow_id, time_ns, connection.reason, fins=(to_server, to_client)))
 
     def _evict(self, items: list[Item]) -> None:
         """Too many: those that were silent longest are given up."""

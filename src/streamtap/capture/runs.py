@@ -129,11 +129,10 @@ def find_runs(packets: Packets, segments: Segments, payloads: Payloads) -> tuple
     turns, length, said = turns[says], length[says], order[says]
     captured, sequence = segments.captured[said], segments.sequence[said]
     breaks = np.ones(len(says), bool)
-    breaks[1:] = (
-        (parts[1:] != parts[:-1])
-        | (sequence[1:] != sequence[:-1] + length[:-1].astype(np.uint32))
-        | (captured[:-1] < length[:-1])
-    )
+    ahead = (sequence[1:] - sequence[:-1] - length[:-1].astype(np.uint32)).astype(np.int32)
+    breaks[1:] = (parts[1:] != parts[:-1]) | (ahead != 0) | (captured[:-1] < length[:-1])
+    # What goes back stays alone: a keep-alive is known by its single byte.
+    breaks[2:] |= ahead[:-1] < 0
     starts = np.flatnonzero(breaks)
     stops = np.append(starts[1:], len(says))
     payloads.gather(packets.data, segments.payload[said], captured)
@@ -200,23 +199,25 @@ def _in_order(
     part = parts[mixed]
     heads = np.flatnonzero(np.append(True, part[1:] != part[:-1]))
     sizes = np.diff(np.append(heads, len(part)))
-    relative = (sequence[mixed] - np.repeat(sequence[mixed[heads]], sizes)).astype(np.int32)
-    near = np.logical_and.reduceat(np.abs(relative.astype(np.int64)) < _NEAR, heads)
-    stay = np.repeat(near, sizes)
-    mixed, part, relative = mixed[stay], part[stay], relative[stay]
+    relative = (sequence[mixed] - np.repeat(sequence[mixed[heads]], sizes)).astype(np.int64)
+    relative -= (relative >> 31) << 32  # as signed
     sort = np.lexsort((relative, part))
     moved = mixed[sort]
+    size = length[moved]
+    place = relative[sort]
+    beside = part[1:] == part[:-1]
+    repeats = beside & (place[1:] == place[:-1]) & (size[1:] == size[:-1])
+    # One copy of a byte is as good as another only where they are the same; that is for the
+    # reassembler to say where segments overlap in part.
+    sound = np.abs(place) < _NEAR
+    sound[1:] &= ~beside | repeats | (place[1:] >= place[:-1] + size[:-1])
+    stay = np.repeat(np.logical_and.reduceat(sound, heads), sizes)
     says = says.copy()
-    says[mixed] = says[moved]
+    says[mixed[stay]] = says[moved[stay]]
     said = order[says]
-    sequence, length = segments.sequence[said], segments.length[said]
     captured, payload = segments.captured[said], segments.payload[said]
-    twice = mixed[1:][
-        (part[sort][1:] == part[sort][:-1])
-        & (sequence[mixed[1:]] == sequence[mixed[:-1]])
-        & (length[mixed[1:]] == length[mixed[:-1]])
-        & (captured[mixed[1:]] == captured[mixed[:-1]])
-    ]
+    twice = mixed[1:][repeats & stay[1:]]
+    twice = twice[captured[twice] == captured[twice - 1]]
     view = data.data
     again = [
         index

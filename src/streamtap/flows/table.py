@@ -35,7 +35,11 @@ class Stream(Protocol):
     def missing_ranges(self) -> Sequence[tuple[int, int]]: ...
 
     def end(
-        self, time_ns: int, total: int | None = None, lost: int | None = None
+        self,
+        time_ns: int,
+        total: int | None = None,
+        lost: int | None = None,
+        fin: int | None = None,
     ) -> Sequence[StreamItem]: ...
 
 
@@ -205,8 +209,8 @@ class FlowTable(Generic[StreamT, ParserT]):
         totals = closed.totals or (None, None)
         to_server, to_client = state.streams
         items = (
-            to_server.end(closed.time_ns, totals[0], closed.lost[0]),
-            to_client.end(closed.time_ns, totals[1], closed.lost[1]),
+            to_server.end(closed.time_ns, totals[0], closed.lost[0], closed.fins[0]),
+            to_client.end(closed.time_ns, totals[1], closed.lost[1], closed.fins[1]),
         )
         return Ending(state, items, _certify(state, closed))
 

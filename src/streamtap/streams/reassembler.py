@@ -162,15 +162,23 @@ class Reassembler:
         return out
 
     def end(
-        self, time_ns: int, total: int | None = None, lost: int | None = None
+        self,
+        time_ns: int,
+        total: int | None = None,
+        lost: int | None = None,
+        fin: int | None = None,
     ) -> Sequence[StreamItem]:
         """Everything that is left; the holes in it, and the bytes that never came, are gaps.
 
         lost: the final count of segments that the source could not keep, if it is known.
         total: the kernel's count of the bytes of this direction, from the first byte of the
             connection. What is held past it was refused by TCP and is not given.
+        fin: sequence number behind the last byte, which tells the same where there is no count.
         """
         out: list[StreamItem] = []
+        if total is None and fin is not None and self._sequence is not None:
+            told = unwrap(fin, self.offset, self._origin)
+            total = told if told >= self.offset else None
         if lost is not None and lost != self._lost:
             self._unexplained = True
         for start, end, data in self._held:
