@@ -3,6 +3,7 @@ and `streams`. The counterpart of `watch` for what was captured before."""
 
 import ipaddress
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -16,8 +17,9 @@ from streamtap.capture.connections import MAX_FLOWS, Item
 from streamtap.capture.inputs import open_input
 from streamtap.capture.offline import OfflineSource
 from streamtap.capture.packets import Chosen
-from streamtap.capture.reader import Merge, PacketSource, Single
-from streamtap.capture.stretches import Serial
+from streamtap.capture.reader import Merge, Single
+from streamtap.capture.stretches import Serial, StretchSource
+from streamtap.capture.workers import PAYS, Workers
 from streamtap.demux import Demux, Tap
 from streamtap.errors import CaptureFileError
 from streamtap.events import Record, Started, Stopped, place
@@ -28,6 +30,7 @@ from streamtap.streams import Reassembler
 from streamtap.tally import COUNTED, Tally
 from streamtap.trace import Selection
 
+MOST_WORKERS = 3  # one process takes in what they decode
 Wait = Callable[[float], bool]  # waits so many seconds; true where no more is wanted
 Paths = Sequence[str | os.PathLike[str]]
 
@@ -53,8 +56,22 @@ def open_source(
     """The source of several captures as one. Raises NotFound, PermissionMissing."""
     names = [os.fspath(path) for path in paths]
     open_ = partial(open_input, follow=follow, wait=wait)
-    packets: PacketSource = Single(open_(names[0])) if len(names) == 1 else Merge(names, open_)
-    return OfflineSource(Serial(packets, chosen), chosen, max_flows=max_flows)
+    if len(names) > 1:
+        return OfflineSource(Serial(Merge(names, open_), chosen), chosen, max_flows=max_flows)
+    source = open_(names[0])
+    processes = len(os.sched_getaffinity(0))
+    stretches: StretchSource
+    if (
+        source.regular
+        and not follow
+        and (source.size or 0) >= PAYS
+        and processes > 1
+        and threading.active_count() == 1  # a process with threads can't safely be forked
+    ):
+        stretches = Workers(source, chosen, min(processes, MOST_WORKERS))
+    else:
+        stretches = Serial(Single(source), chosen)
+    return OfflineSource(stretches, chosen, max_flows=max_flows)
 
 
 class Reading(Tally):

@@ -63,7 +63,8 @@ class OfflineSource:
         data = np.frombuffer(packet + bytes(SLACK), np.uint8)
         size = np.array([len(packet)])
         packets = Packets(data, np.zeros(1, np.int64), size, size, np.array([time_ns]), _RAW)
-        return decode_stretch(packets, self._chosen, self._whole.payloads), self._whole.view()
+        found = decode_stretch(packets, self._chosen, self._whole.payloads)
+        return found, self._whole.view(self._whole.payloads.size)
 
     @property
     def passed(self) -> Counter[str]:

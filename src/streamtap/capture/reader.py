@@ -19,8 +19,8 @@ from streamtap.capture.pcapfile import HEADER, read_header
 from streamtap.errors import CaptureFileError
 
 STRETCH = 16 << 20  # bytes of a file that are read at a time
-_CUT = "the file ends within a record"
-_BAD = "what stands here is no record"
+CUT = "the file ends within a record"
+BAD = "what stands here is no record"
 
 
 class Buffer:
@@ -86,14 +86,14 @@ class Reader:
                     layout, start = changed
                 self.dropped = layout.dropped
             if stop is Stop.BAD:
-                raise CaptureFileError(self.source.name, base + start, _BAD)
+                raise CaptureFileError(self.source.name, base + start, BAD)
             if ended and start < used:
-                raise CaptureFileError(self.source.name, base + start, _CUT)
+                raise CaptureFileError(self.source.name, base + start, CUT)
             elif ended:
                 return
             elif not start and used == buffer.size:  # a record larger than the buffer
                 if used > layout.longest:
-                    raise CaptureFileError(self.source.name, base, _BAD)
+                    raise CaptureFileError(self.source.name, base, BAD)
                 larger = Buffer(2 * buffer.size)
                 larger.view[:used] = buffer.view[:used]
                 buffer = larger

@@ -115,7 +115,7 @@ def find_runs(packets: Packets, segments: Segments, payloads: Payloads) -> tuple
     first = np.ones(len(order), bool)  # of its strand
     first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1]) | (from_high[1:] != from_high[:-1])
     begins = np.flatnonzero(first)
-    ends = np.append(begins[1:], len(order)) - 1
+    ends = np.append(begins, len(order))[1:] - 1
     acks = _acknowledged(segments, order)
 
     # What says something, or begins or ends a connection; the rest only acknowledges.
@@ -134,7 +134,7 @@ def find_runs(packets: Packets, segments: Segments, payloads: Payloads) -> tuple
     # What goes back stays alone: a keep-alive is known by its single byte.
     breaks[2:] |= ahead[:-1] < 0
     starts = np.flatnonzero(breaks)
-    stops = np.append(starts[1:], len(says))
+    stops = np.append(starts, len(says))[1:]
     payloads.gather(packets.data, segments.payload[said], captured)
     total = np.concatenate(([0], np.cumsum(captured)))
     runs = Runs(

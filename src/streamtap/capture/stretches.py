@@ -81,7 +81,7 @@ class Serial:
 
     def decode(self, packets: Packets) -> tuple[Stretch, memoryview]:
         found = decode_stretch(packets, self._chosen, self._payloads.payloads)
-        return found, self._payloads.view()
+        return found, self._payloads.view(self._payloads.payloads.size)
 
     @property
     def problems(self) -> list[CaptureFileError]:
@@ -103,9 +103,8 @@ class Mapped:
         self.payloads = Payloads()
         self._map: mmap.mmap | None = None
 
-    def view(self) -> memoryview:
-        """What was put together last."""
-        size = self.payloads.size
+    def view(self, size: int) -> memoryview:
+        """The first `size` bytes of what was put together last, by whichever process."""
         if not size:
             return memoryview(b"")
         if self._map is None or len(self._map) < size:

@@ -1,0 +1,236 @@
+"""A capture file decoded by several processes, a stretch each at a time.
+
+The file is cut at fixed places. Nobody knows where in its part a record begins: a worker guesses,
+and the guess is proved by the part before, whose last record must end exactly there. Where it does
+not, the part is done again from the place that is now known.
+"""
+
+import os
+import signal
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from typing import NamedTuple
+
+from streamtap.capture.container import Layout, Stop
+from streamtap.capture.inputs import Input
+from streamtap.capture.packets import SLACK, Chosen
+from streamtap.capture.reader import BAD, CUT, STRETCH, Buffer, read_head
+from streamtap.capture.stretches import Mapped, Stretch, decode_stretch
+from streamtap.errors import CaptureFileError, StreamtapError
+
+PAYS = 48 << 20  # bytes of a file from which on more processes are faster
+AHEAD = 2  # parts that a worker may have done, or be at, before they are taken in
+OVERHANG = 1 << 17  # bytes that are read behind a part, for the record that crosses its end
+CHANGES = 16  # of the layout; after so many, no part is begun before the one before it is known
+
+
+class _Task(NamedTuple):
+    """A part to be done. exact: a record begins at `start`. slot: where its payload goes."""
+
+    number: int
+    layout: Layout
+    start: int
+    stop: int
+    exact: bool
+    slot: int
+
+
+class _Done(NamedTuple):
+    """What a part gave. begin: where its first record begins, -1 if none was found; next: where
+    the one behind its last begins, and why no farther; size: of its payload."""
+
+    begin: int = -1
+    next: int = -1
+    why: Stop = Stop.END
+    found: Stretch | None = None
+    size: int = 0
+    problem: str = ""
+
+
+class Workers:
+    """Decodes a regular file to its end as it is now, by `count` processes.
+
+    problems, dropped: as of any `StretchSource`.
+    """
+
+    def __init__(self, source: Input, chosen: Chosen, count: int, *, part: int = STRETCH) -> None:
+        self.problems: list[CaptureFileError] = []
+        self.dropped = 0
+        self._source = source
+        self._part = part
+        self._slots = [[Mapped() for _ in range(AHEAD)] for _ in range(count)]
+        self._pipes: list[Connection] = []
+        self._done: dict[int, _Done] = {}  # by the number of the task
+        self._tasks = 0
+        self._given: deque[_Task] = deque()
+        self._processes = []
+        context = get_context("fork")
+        for slots in self._slots:
+            ours, theirs = context.Pipe()
+            self._pipes.append(ours)
+            process = context.Process(
+                target=_work, args=(theirs, source.fileno(), chosen, slots, tuple(self._pipes))
+            )
+            process.daemon = True
+            with warnings.catch_warnings():
+                # NumPy's own threads are idle; this process has no others.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+            theirs.close()
+            self._processes.append(process)
+
+    def __iter__(self) -> Iterator[tuple[Stretch, memoryview]]:
+        try:
+            yield from self._parts()
+        except CaptureFileError as error:
+            self.problems.append(error)
+
+    def _parts(self) -> Iterator[tuple[Stretch, memoryview]]:
+        layout, at, _ = read_head(self._source)
+        size = self._source.size or 0
+        ahead = AHEAD * len(self._pipes)
+        changes = 0
+        given = at
+        while at < size:
+            while given < size and len(self._given) < (ahead if changes < CHANGES else 1):
+                stop = min((given // self._part + 1) * self._part, size)
+                self._give(_Task(self._tasks, layout, given, stop, given == at, 0))
+                given = stop
+            task = self._given.popleft()
+            done = self._take(task)
+            if at >= task.stop:  # a record covers all of it
+                continue
+            if done.begin != at:
+                # The guess was wrong, or there was none: once more, from where it is known.
+                task = task._replace(start=at, exact=True)
+                self._pipes[task.number % len(self._pipes)].send(task)
+                done = self._take(task)
+            if done.found is not None:
+                yield done.found, self._slot(task).view(done.size)
+            at = done.next
+            if done.problem:
+                raise CaptureFileError(self._source.name, at, done.problem)
+            if done.why is Stop.BAD:
+                raise CaptureFileError(self._source.name, at, BAD)
+            if done.why is Stop.CHANGE:
+                changes += 1
+                layout, at = self._change(layout, at)
+                self.dropped = layout.dropped
+                while self._given:  # they were begun with what holds no more
+                    self._take(self._given.popleft())
+                given = at
+            elif at < task.stop:
+                raise CaptureFileError(self._source.name, at, CUT)
+
+    def _slot(self, task: _Task) -> Mapped:
+        return self._slots[task.number % len(self._slots)][task.slot]
+
+    def _give(self, task: _Task) -> None:
+        count = len(self._pipes)
+        task = task._replace(slot=task.number // count % AHEAD)
+        self._tasks += 1
+        self._given.append(task)
+        self._pipes[task.number % count].send(task)
+
+    def _take(self, task: _Task) -> _Done:
+        """What became of a task; others' results are kept, so that nobody waits with them."""
+        while task.number not in self._done:
+            for pipe in wait(self._pipes):
+                assert isinstance(pipe, Connection)
+                try:
+                    number, done = pipe.recv()
+                except EOFError as error:
+                    raise StreamtapError("a process that decodes the capture ended") from error
+                self._done[number] = done
+        return self._done.pop(task.number)
+
+    def _change(self, layout: Layout, at: int) -> tuple[Layout, int]:
+        """The layout behind a block that changes it, and where that ends."""
+        size = 1 << 16
+        while True:
+            buffer = Buffer(size)
+            used = _read(self._source.fileno(), buffer, at, size)
+            changed = layout.change(buffer.bytes[:used], 0, at)
+            if changed is not None:
+                return changed[0], at + changed[1]
+            if used < size:
+                raise CaptureFileError(self._source.name, at, CUT)
+            if size > layout.longest:
+                raise CaptureFileError(self._source.name, at, BAD)
+            size *= 4
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.terminate()
+            process.join()
+            process.close()
+        self._processes = []
+        self._pipes = []
+        for slots in self._slots:
+            for slot in slots:
+                slot.close()
+        self._slots = []
+        self._source.close()
+
+
+def _work(
+    pipe: Connection,
+    fd: int,
+    chosen: Chosen,
+    slots: Sequence[Mapped],
+    others: Sequence[Connection],
+) -> None:
+    """A worker's life: a task after the other, until the process that gives them is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who gives the tasks
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    for other in others:  # or nobody would notice that the giver has gone
+        other.close()
+    buffer = Buffer(STRETCH + OVERHANG)
+    while True:
+        try:
+            task: _Task = pipe.recv()
+            if buffer.size < task.stop - task.start + OVERHANG:
+                buffer = Buffer(task.stop - task.start + OVERHANG)
+            try:
+                done = _do(task, fd, buffer, chosen, slots[task.slot])
+            except OSError as error:
+                done = _Done(task.start, task.start, problem=f"can't be read: {error.strerror}")
+            pipe.send((task.number, done))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return
+
+
+def _do(task: _Task, fd: int, buffer: Buffer, chosen: Chosen, slot: Mapped) -> _Done:
+    """The packets of a part, decoded."""
+    layout = task.layout
+    size = task.stop - task.start
+    used = _read(fd, buffer, task.start, size + OVERHANG)
+    begin = 0 if task.exact else layout.guess(buffer.bytes[:used], 0, size)
+    if begin < 0:
+        return _Done()
+    records, end, why = layout.walk(buffer.bytes[:used], begin, size)
+    if why is Stop.END and end < size and used == size + OVERHANG:  # a record of unusual size
+        buffer = Buffer(size + layout.longest)
+        used = _read(fd, buffer, task.start, buffer.size)
+        records, end, why = layout.walk(buffer.bytes[:used], begin, size)
+    found = None
+    if len(records):
+        packets = layout.packets(buffer.bytes[:used], records)
+        packets = packets._replace(data=buffer.bytes[: used + SLACK])
+        found = decode_stretch(packets, chosen, slot.payloads)
+    payload = slot.payloads.size if found is not None else 0
+    return _Done(task.start + begin, task.start + end, why, found, payload)
+
+
+def _read(fd: int, buffer: Buffer, at: int, size: int) -> int:
+    """Fills the buffer from the file; how much there was, less only at the file's end."""
+    used = 0
+    while used < size and (count := os.preadv(fd, [buffer.view[used:size]], at + used)):
+        used += count
+    return used
