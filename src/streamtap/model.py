@@ -1,6 +1,8 @@
 """The nouns of streamtap: what moves along the pipeline before it becomes a record.
 
-Every noun is a frozen value. Offsets and lengths are bytes; times are Unix nanoseconds.
+Every noun is a frozen value. Offsets and lengths are bytes; times are Unix nanoseconds. Values hold
+no cycles, so the collector need not know them (gc=False): it took a sixth of the time to read a
+capture.
 """
 
 from collections.abc import Sequence
@@ -43,7 +45,7 @@ class Content(IntEnum):
     FULL = 2
 
 
-class Endpoint(msgspec.Struct, frozen=True):
+class Endpoint(msgspec.Struct, frozen=True, gc=False):
     """One end of a flow; `address` is the text form of an IPv4 or IPv6 address."""
 
     address: str
@@ -55,7 +57,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         return f"{self.address}:{self.port}"
 
 
-class App(msgspec.Struct, frozen=True):
+class App(msgspec.Struct, frozen=True, gc=False):
     """Identity of an application as the kernel knew it when the socket was made.
 
     cgroup: path below the cgroup v2 root, or "" where it is not known.
@@ -70,7 +72,7 @@ class App(msgspec.Struct, frozen=True):
     filter: str
 
 
-class Flow(msgspec.Struct, frozen=True):
+class Flow(msgspec.Struct, frozen=True, gc=False):
     """One TCP connection as one of its ends sees it.
 
     flow_id: the socket cookie live, a running number in captures; unique while the host runs.
@@ -94,7 +96,7 @@ class Flow(msgspec.Struct, frozen=True):
         return Direction.TO_SERVER if self.role is Role.CLIENT else Direction.TO_CLIENT
 
 
-class Opened(msgspec.Struct, frozen=True):
+class Opened(msgspec.Struct, frozen=True, gc=False):
     """A source saw a flow begin, or found it open.
 
     sequences: sequence number of the first stream byte still to come, indexed by `Direction`;
@@ -107,7 +109,7 @@ class Opened(msgspec.Struct, frozen=True):
     offsets: tuple[int, int] = (0, 0)
 
 
-class Segment(msgspec.Struct, frozen=True):
+class Segment(msgspec.Struct, frozen=True, gc=False):
     """Payload of one TCP segment, or of several that a source joined because each began where
     the one before it ended.
 
@@ -136,7 +138,7 @@ class Segment(msgspec.Struct, frozen=True):
     lost: int = 0
 
 
-class Closed(msgspec.Struct, frozen=True):
+class Closed(msgspec.Struct, frozen=True, gc=False):
     """A source saw a flow end, or stops watching it.
 
     reason: fin, rst, idle, removed (it left the scope) or end (the source ended).
@@ -154,7 +156,7 @@ class Closed(msgspec.Struct, frozen=True):
     fins: tuple[int | None, int | None] = (None, None)
 
 
-class Chunk(msgspec.Struct, frozen=True):
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """Ordered bytes of one direction.
 
     offset: of the first byte in its direction's stream.
@@ -170,7 +172,7 @@ class Chunk(msgspec.Struct, frozen=True):
     times_ns: Sequence[int]
 
 
-class Gap(msgspec.Struct, frozen=True):
+class Gap(msgspec.Struct, frozen=True, gc=False):
     """Bytes of one direction that will not come.
 
     cause: lost (the source could not keep them), unseen (the peer acknowledged them, or the
@@ -184,7 +186,7 @@ class Gap(msgspec.Struct, frozen=True):
     time_ns: int
 
 
-class Overlap(msgspec.Struct, frozen=True):
+class Overlap(msgspec.Struct, frozen=True, gc=False):
     """Bytes of one direction that came again with other content; the first copy was kept.
 
     offset, length: from the first byte that differs to the last one.
@@ -195,7 +197,7 @@ class Overlap(msgspec.Struct, frozen=True):
     time_ns: int
 
 
-class Limit(msgspec.Struct, frozen=True):
+class Limit(msgspec.Struct, frozen=True, gc=False):
     """A bound on one direction was reached for the first time; counters tell how often since.
 
     limit: window (data too far from where the stream is to belong to it).

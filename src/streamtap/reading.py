@@ -24,7 +24,7 @@ from streamtap.demux import Demux, Tap
 from streamtap.errors import CaptureFileError
 from streamtap.events import Record, Started, Stopped, place
 from streamtap.flows import FlowState
-from streamtap.model import Chunk, Closed, Content, Direction, Flow, Opened, StreamItem
+from streamtap.model import Closed, Content, Direction, Flow, Opened, StreamItem
 from streamtap.pipeline import Pipeline
 from streamtap.streams import Reassembler
 from streamtap.tally import COUNTED, Tally
@@ -36,13 +36,17 @@ Paths = Sequence[str | os.PathLike[str]]
 
 
 def choose(
-    ports: Iterable[int] = (), hosts: Iterable[str] = (), *, tunnels: bool = False
+    ports: Iterable[int] = (),
+    hosts: Iterable[str] = (),
+    *,
+    tunnels: bool = False,
+    boundaries: bool = True,
 ) -> Chosen:
     """Which connections are read: with one of the ports, and one of the addresses."""
     keys = tuple(int.from_bytes(os.urandom(8)) | 1 for _ in range(3))
     packed = (ipaddress.ip_address(host).packed for host in hosts)
     assert len(keys) == 3
-    return Chosen(keys, frozenset(ports), frozenset(packed), tunnels)
+    return Chosen(keys, frozenset(ports), frozenset(packed), tunnels, boundaries)
 
 
 def open_source(
@@ -232,11 +236,8 @@ class _Parts:
         direction: Direction,
         items: Sequence[StreamItem],
     ) -> None:
-        flow, add = state.flow, self.ready.append
-        for item in items:
-            if type(item) is Chunk and item.data is not None:
-                item = Chunk(item.offset, bytes(item.data), item.ends, item.times_ns)
-            add(StreamPart(flow, direction, item))
+        flow = state.flow
+        self.ready += [StreamPart(flow, direction, item) for item in items]
 
 
 def streams(
@@ -244,14 +245,16 @@ def streams(
     ports: Iterable[int] = (),
     hosts: Iterable[str] = (),
     tunnels: bool = False,
+    segments: bool = False,
 ) -> Iterator[StreamPart]:
     """The ordered bytes of each direction of each flow, with every hole named: for each flow and
     direction parts in stream order, and a `Closed` when the flow has ended.
 
     ports, hosts: only flows with one of the ports, and one of the addresses, at either end.
+    segments: chunks tell the boundaries and times of their segments; else their own end alone.
     Raises NotFound and PermissionMissing; CaptureFileError after what can be read of a file.
     """
-    source = open_source(paths, choose(ports, hosts, tunnels=tunnels))
+    source = open_source(paths, choose(ports, hosts, tunnels=tunnels, boundaries=segments))
     parts = _Parts()
     demux: Demux[None] = Demux(parts, max_flows=2 * MAX_FLOWS)
     try:

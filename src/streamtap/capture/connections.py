@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from streamtap.capture.packets import ACK, FIN, RST, SYN
-from streamtap.capture.runs import Runs, Strands
+from streamtap.capture.runs import Payload, Runs, Strands
 from streamtap.model import App, Closed, Direction, Endpoint, Flow, Opened, Role, Segment
 
 Item = Opened | Segment | Closed
@@ -135,9 +135,9 @@ class Connections:
         self._now_ns = 0
 
     def take(
-        self, strands: Strands, runs: Runs, payload: memoryview, apps: Sequence[App] = ()
+        self, strands: Strands, runs: Runs, payload: Payload, apps: Sequence[App] = ()
     ) -> list[Item]:
-        """What a batch tells, in order per flow. Segments are views of the payload.
+        """What a batch tells, in order per flow.
 
         apps: of the batch's processes, of which the first stands for "not known".
         """
@@ -214,12 +214,12 @@ class Connections:
         start, stop = batch.piece[index], batch.piece[index + 1]
         low, high = batch.data[index], batch.data[index + 1]
         sequence = batch.sequence[index]
-        time_ns = batch.times_ns[stop - 1]
+        time_ns = batch.run_last_ns[index]
         ack = batch.ack[index]
         # Where all has come in order, they tell nothing until the end.
         acknowledged = ack if connection.ragged and ack >= 0 else None
         if high > low:
-            if stop - start == 1:
+            if stop - start < 2:
                 items.append(
                     Segment(connection.flow_id, direction, sequence, batch.payload[low:high],
                             time_ns, (), (), 0, acknowledged)
@@ -278,7 +278,7 @@ class Connections:
             direction = (
                 _TO_SERVER if batch.from_high[strand] is connection.client_high else _TO_CLIENT
             )
-            connection.last_ns = batch.times_ns[batch.piece[index + 1] - 1]
+            connection.last_ns = batch.run_last_ns[index]
             if flags & SYN and not self._greet(connection, direction, batch, index):
                 continue
             if not connection.told and (length or flags & FIN or flags & (SYN | ACK) == SYN | ACK):
@@ -357,7 +357,7 @@ class Connections:
         if not length and not flags & SYN:
             self.passed[STRAY] += 1
             return None
-        first = _Strand(batch, strand, batch.times_ns[batch.piece[index]])
+        first = _Strand(batch, strand, batch.run_first_ns[index])
         self._flows += 1
         if flags & SYN:
             from_client = not flags & ACK
@@ -470,9 +470,7 @@ class Connections:
 class _Batch:
     """The columns of a batch as lists, for Python to walk."""
 
-    def __init__(
-        self, strands: Strands, runs: Runs, payload: memoryview, apps: Sequence[App]
-    ) -> None:
+    def __init__(self, strands: Strands, runs: Runs, payload: Payload, apps: Sequence[App]) -> None:
         self.strands = strands
         self.apps = apps
         self.payload = payload
@@ -493,6 +491,8 @@ class _Batch:
         self.data: list[int] = runs.data.tolist()
         self.missing: list[int] = runs.missing.tolist()
         self.length: list[int] = (np.diff(runs.data) + runs.missing).tolist()
+        self.run_first_ns: list[int] = runs.first_ns.tolist()
+        self.run_last_ns: list[int] = runs.last_ns.tolist()
         self.piece: list[int] = runs.piece.tolist()
         self.ends: list[int] = runs.ends.tolist()
         self.times_ns: list[int] = runs.times_ns.tolist()

@@ -9,6 +9,7 @@ from streamtap.capture.connections import MAX_FLOWS, Connections, Item
 from streamtap.capture.container import Packets
 from streamtap.capture.fragments import GIVEN_UP, Fragments
 from streamtap.capture.packets import SLACK, Chosen
+from streamtap.capture.runs import Payload
 from streamtap.capture.stretches import Mapped, Stretch, StretchSource, decode_stretch
 from streamtap.errors import CaptureFileError
 from streamtap.model import App
@@ -20,7 +21,6 @@ class OfflineSource:
     """Reads captures. Iterating gives what each stretch tells, in order per flow; at the end, all
     that is still open is closed.
 
-    Segments are views, valid until the next stretch is asked for.
     packets: how many were read.
     """
 
@@ -49,7 +49,7 @@ class OfflineSource:
         self._fragments.finish()
         return self._connections.finish()
 
-    def _take(self, found: Stretch, payload: memoryview) -> list[Item]:
+    def _take(self, found: Stretch, payload: Payload) -> list[Item]:
         self._passed += found.passed
         apps = [
             App(one.path, one.pid, one.comm, one.uid or 0, one.cgroup, one.filter)
@@ -57,7 +57,7 @@ class OfflineSource:
         ]
         return self._connections.take(found.strands, found.runs, payload, apps)
 
-    def _decode(self, time_ns: int, packet: bytes) -> tuple[Stretch, memoryview]:
+    def _decode(self, time_ns: int, packet: bytes) -> tuple[Stretch, Payload]:
         """What an IP packet says that came in fragments."""
         self._whole = self._whole or Mapped()
         data = np.frombuffer(packet + bytes(SLACK), np.uint8)

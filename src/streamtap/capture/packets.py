@@ -62,12 +62,14 @@ class Chosen(NamedTuple):
 
     keys: what turns an IPv6 end into a number that nobody can find another end for: odd, 64 bits.
     tunnels: look into GRE, VXLAN and IP in IP.
+    boundaries: tell where each segment of a run ends, and when it came.
     """
 
     keys: tuple[int, int, int]
     ports: frozenset[int] = frozenset()
     hosts: frozenset[bytes] = frozenset()
     tunnels: bool = False
+    boundaries: bool = True
 
 
 class Segments(NamedTuple):

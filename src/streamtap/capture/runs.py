@@ -9,6 +9,7 @@ a call, and copies them faster than NumPy or Python can (a third of the time of 
 """
 
 import ctypes
+import mmap
 import os
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from streamtap.capture.container import Packets
 from streamtap.capture.packets import ACK, CONTROL, Segments
+
+Payload = bytes | mmap.mmap  # of a batch: a slice of it is bytes
 
 _PIECES = 1024  # IOV_MAX: pieces at a call
 _NEAR = 1 << 20  # bytes: within so much, segments are put in order without a look at the stream
@@ -60,9 +63,11 @@ class Runs(NamedTuple):
     acknowledgment: of the last packet, -1 without one.
     data: where its payload begins in the batch's payload; one entry more, as in `Strands.run`.
     missing: bytes behind the payload that the capture did not keep.
+    first_ns, last_ns: time of its first packet, and when all of it had come.
     piece: its first piece in `ends` and `times_ns`; one entry more.
     ends, times_ns: of the packets of all runs: where each ends, from the run's first byte, and
-        the time at which it, and all before it in its part of the strand, had come.
+        the time at which it, and all before it in its part of the strand, had come. Empty where
+        nobody asked for boundaries.
     repeated: segments that came twice within the batch and are left out.
     """
 
@@ -72,6 +77,8 @@ class Runs(NamedTuple):
     acknowledgment: NDArray[np.int64]
     data: NDArray[np.int64]
     missing: NDArray[np.int64]
+    first_ns: NDArray[np.int64]
+    last_ns: NDArray[np.int64]
     piece: NDArray[np.int64]
     ends: NDArray[np.int64]
     times_ns: NDArray[np.int64]
@@ -104,8 +111,13 @@ class Payloads:
         os.close(self.fd)
 
 
-def find_runs(packets: Packets, segments: Segments, payloads: Payloads) -> tuple[Strands, Runs]:
-    """The strands and runs of a batch; their payload is put together in `payloads`."""
+def find_runs(
+    packets: Packets, segments: Segments, payloads: Payloads, *, boundaries: bool = True
+) -> tuple[Strands, Runs]:
+    """The strands and runs of a batch; their payload is put together in `payloads`.
+
+    boundaries: tell of each segment of a run.
+    """
     from_high = segments.source > segments.destination
     low = np.where(from_high, segments.destination, segments.source)
     high = np.where(from_high, segments.source, segments.destination)
@@ -137,6 +149,7 @@ def find_runs(packets: Packets, segments: Segments, payloads: Payloads) -> tuple
     stops = np.append(starts, len(says))[1:]
     payloads.gather(packets.data, segments.payload[said], captured)
     total = np.concatenate(([0], np.cumsum(captured)))
+    came, none = _deliverable(times[says], parts), np.empty(0, np.int64)
     runs = Runs(
         packet=segments.packet[said[starts]],
         sequence=sequence[starts],
@@ -144,9 +157,11 @@ def find_runs(packets: Packets, segments: Segments, payloads: Payloads) -> tuple
         acknowledgment=acks[says[stops - 1]],
         data=np.append(total[starts], total[-1]),
         missing=(length - captured)[stops - 1],
-        piece=np.append(starts, len(says)),
-        ends=total[1:] - np.repeat(total[starts], stops - starts),
-        times_ns=_deliverable(times[says], parts),
+        first_ns=came[starts],
+        last_ns=came[stops - 1],
+        piece=np.append(starts, len(says)) if boundaries else np.zeros(len(starts) + 1, np.int64),
+        ends=total[1:] - np.repeat(total[starts], stops - starts) if boundaries else none,
+        times_ns=came if boundaries else none,
         repeated=repeated,
     )
     heads = order[begins]

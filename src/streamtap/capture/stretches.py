@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from streamtap.capture.container import Packets, Process
 from streamtap.capture.packets import Chosen, decode
 from streamtap.capture.reader import PacketSource
-from streamtap.capture.runs import Payloads, Runs, Strands, find_runs
+from streamtap.capture.runs import Payload, Payloads, Runs, Strands, find_runs
 from streamtap.errors import CaptureFileError
 
 
@@ -39,7 +39,7 @@ class Stretch(NamedTuple):
 def decode_stretch(packets: Packets, chosen: Chosen, payloads: Payloads) -> Stretch:
     """Decodes packets, whose data has `SLACK` bytes more; their payload goes to `payloads`."""
     segments, peeled = decode(packets, chosen)
-    strands, runs = find_runs(packets, segments, payloads)
+    strands, runs = find_runs(packets, segments, payloads, boundaries=chosen.boundaries)
     fragments = tuple(
         Fragment(
             int(packets.times_ns[cut.packet]),
@@ -62,7 +62,7 @@ class StretchSource(Protocol):
     @property
     def dropped(self) -> int: ...
 
-    def __iter__(self) -> Iterator[tuple[Stretch, memoryview]]: ...
+    def __iter__(self) -> Iterator[tuple[Stretch, Payload]]: ...
 
     def close(self) -> None: ...
 
@@ -75,11 +75,11 @@ class Serial:
         self._chosen = chosen
         self._payloads = Mapped()
 
-    def __iter__(self) -> Iterator[tuple[Stretch, memoryview]]:
+    def __iter__(self) -> Iterator[tuple[Stretch, Payload]]:
         for packets in self._source:
             yield self.decode(packets)
 
-    def decode(self, packets: Packets) -> tuple[Stretch, memoryview]:
+    def decode(self, packets: Packets) -> tuple[Stretch, Payload]:
         found = decode_stretch(packets, self._chosen, self._payloads.payloads)
         return found, self._payloads.view(self._payloads.payloads.size)
 
@@ -103,13 +103,14 @@ class Mapped:
         self.payloads = Payloads()
         self._map: mmap.mmap | None = None
 
-    def view(self, size: int) -> memoryview:
-        """The first `size` bytes of what was put together last, by whichever process."""
+    def view(self, size: int) -> Payload:
+        """What was put together last, by whichever process: `size` bytes, of which a slice is
+        a copy."""
         if not size:
-            return memoryview(b"")
+            return b""
         if self._map is None or len(self._map) < size:
             self._map = mmap.mmap(self.payloads.fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
-        return memoryview(self._map)
+        return self._map
 
     def close(self) -> None:
         self.payloads.close()

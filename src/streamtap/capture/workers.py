@@ -18,6 +18,7 @@ from streamtap.capture.container import Layout, Stop
 from streamtap.capture.inputs import Input
 from streamtap.capture.packets import SLACK, Chosen
 from streamtap.capture.reader import BAD, CUT, STRETCH, Buffer, read_head
+from streamtap.capture.runs import Payload
 from streamtap.capture.stretches import Mapped, Stretch, decode_stretch
 from streamtap.errors import CaptureFileError, StreamtapError
 
@@ -82,13 +83,13 @@ class Workers:
             theirs.close()
             self._processes.append(process)
 
-    def __iter__(self) -> Iterator[tuple[Stretch, memoryview]]:
+    def __iter__(self) -> Iterator[tuple[Stretch, Payload]]:
         try:
             yield from self._parts()
         except CaptureFileError as error:
             self.problems.append(error)
 
-    def _parts(self) -> Iterator[tuple[Stretch, memoryview]]:
+    def _parts(self) -> Iterator[tuple[Stretch, Payload]]:
         layout, at, _ = read_head(self._source)
         size = self._source.size or 0
         ahead = AHEAD * len(self._pipes)

@@ -107,7 +107,7 @@ class Reassembler:
         self._acked = offset  # everything below it has reached the peer
         self._lost = 0
         self._unexplained = False  # segments were lost, and no hole has shown where
-        self._recent = bytearray()  # the bytes that end at `offset`
+        self._recent: bytes | bytearray = b""  # the bytes that end at `offset`
         self._held: list[_Piece] = []
 
     @property
@@ -134,7 +134,7 @@ class Reassembler:
         self._sequence = advance(segment.sequence, length)
         if segment.counted or data is None:
             self.counted += length
-            self._recent.clear()
+            self._recent = b""
             data = None
         else:
             self._remember(data)
@@ -350,17 +350,23 @@ class Reassembler:
     ) -> None:
         if data is None:
             self.counted += end - start
-            self._recent.clear()
+            self._recent = b""
         else:
             self._remember(data)
         out.append(Chunk(start, data, ends, times_ns))
         self._move_to(end)
 
     def _remember(self, data: bytes | memoryview) -> None:
-        recent = self._recent
         if len(data) >= REMEMBERED:
-            recent[:] = data[-REMEMBERED:]
+            # Of bytes that are not much more, no copy is made.
+            if type(data) is bytes and len(data) <= 4 * REMEMBERED:
+                self._recent = data
+            else:
+                self._recent = bytes(data[-REMEMBERED:])
             return
+        recent = self._recent
+        if not isinstance(recent, bytearray):
+            recent = self._recent = bytearray(recent[-REMEMBERED:])
         recent += data
         if len(recent) > 2 * REMEMBERED:  # rarely: the cut costs more than the copy
             del recent[:-REMEMBERED]
@@ -375,7 +381,7 @@ class Reassembler:
             ranges[-1] = (ranges[-1][0], ranges[-1][1] + length)
         elif len(ranges) < RANGES:
             ranges.append((self.offset, length))
-        self._recent.clear()
+        self._recent = b""
         self._move_to(end)
 
     def _move_to(self, offset: int) -> None:
