@@ -126,6 +126,15 @@ def test_a_damaged_block_is_bad_where_it_stands(block: int, size: int) -> None:
     assert read.stop is (Stop.BAD if whole or size > 1 << 24 else Stop.END)
 
 
+@pytest.mark.parametrize("block", range(3000, 3010))
+def test_zeros_among_the_blocks_are_bad_where_they_begin(block: int) -> None:
+    raw = bytearray(blocks())
+    places, _ = pcapng_blocks(bytes(raw))
+    raw[places[block] : places[block + 12]] = bytes(places[block + 12] - places[block])
+    read = Read(bytes(raw))
+    assert (len(read.packets), read.at, read.stop) == (block, places[block], Stop.BAD)
+
+
 def test_a_long_range_is_cut_into_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = file_of(sizes_of(0, 12_000))
     layout, start, data = layout_of(raw)

@@ -5,7 +5,7 @@ Format: draft-ietf-opsawg-pcap. A file header, then records of 16 bytes and a pa
 
 import re
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from struct import Struct
 from typing import NoReturn, Self
 
@@ -22,6 +22,7 @@ __all__ = ["HEADER", "Layout", "Packets", "PcapLayout", "Process", "Stop", "read
 HEADER = 24  # bytes that tell what a file is
 _RECORD = 16  # bytes of a record before its packet
 _ROW = np.dtype((np.void, _RECORD))
+_HEADER_OF = {order: Struct(order + "4I").unpack_from for order in "<>"}
 # A snapshot length up to this is believed; what is above stands for "no limit" at best.
 _LARGEST_SNAPLEN = 16 << 20
 
@@ -85,7 +86,7 @@ class PcapLayout:
         """The same, knowing that a record begins at `near`: the times of two records that are
         near one another differ only in their lower halves, and by a literal is quickly found."""
         view = data.data
-        (seconds,) = Struct(self.order + "I").unpack_from(view, near)
+        seconds = _HEADER_OF[self.order](view, near)[0]
         for high in (seconds >> 16, (seconds >> 16) + 1):
             found = self._find(view, start, stop, high & 0xFFFF)
             if found >= 0:
@@ -104,7 +105,7 @@ class PcapLayout:
 
     def _looks_right(self, view: memoryview, at: int) -> bool:
         """Four headers, each where the one before it says, with times of one day."""
-        read = Struct(self.order + "4I").unpack_from
+        read = _HEADER_OF[self.order]
         day = 0
         for seen in range(4):
             if at + _RECORD > len(view):
@@ -123,6 +124,7 @@ class PcapLayout:
         return Form(self.order, 8, _RECORD, _RECORD, _RECORD, self.longest)
 
 
+@lru_cache(maxsize=32)
 def _header_pattern(order: str, unit_ns: int, high: int | None) -> tuple[re.Pattern[bytes], int]:
     """Finds what may be a record's header; and how far into the header the pattern begins.
 

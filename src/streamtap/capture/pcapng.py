@@ -41,10 +41,11 @@ _SECTION_MAGIC = b"\x0a\x0d\x0d\x0a"
 _ORDERS = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _DROPS = (5, 7)  # isb_ifdrop, isb_osdrop
 _ROW = np.dtype((np.void, _HEAD))
-_PAIR = np.dtype((np.void, 8))
-_WORD = np.dtype((np.void, 4))
+_TRIPLE = np.dtype((np.void, 12))
+_PAIR_OF = {order: Struct(order + "II").unpack_from for order in "<>"}
+_WORD_OF = {order: Struct(order + "I").unpack_from for order in "<>"}
 _MOST_INTERFACES = 16_384  # of a section
-_FIRST_SPAN = 1 << 16  # bytes walked first; then more and more, until the layout changes
+_FIRST_SPAN = 1 << 17  # bytes walked first, lest each change of the layout cost a long walk
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class PcapngLayout:
             parts.append(found)
             if why is None and (at >= stop or at < bound):
                 why = self._stop_at(data, at, stop)
-            span *= 4
+            span *= 128
         return np.concatenate(parts), at, why
 
     def _sift(
@@ -90,24 +91,28 @@ class PcapngLayout:
         """The records among the blocks, as far as none of them ends the walk."""
         if not len(blocks):
             return blocks, end, None
-        ends = np.append(blocks[1:], end)
-        heads = _rows(data, _PAIR)[blocks].view(self.order + "u4").reshape(-1, 2)
-        kinds, lengths = heads[:, 0], heads[:, 1]
-        trailers = _rows(data, _WORD)[ends - 4].view(self.order + "u4")
-        stops = (lengths != trailers) | (lengths & 3 != 0)
+        sizes = np.diff(blocks, append=end)
+        # The length at the end of each block lies before the next, so it is gathered with that.
+        pair, word = _PAIR_OF[self.order], _WORD_OF[self.order]
+        words = np.empty((len(blocks) + 1, 3), self.order + "u4")
+        words[1:-1] = _rows(data, _TRIPLE)[blocks[1:] - 4].view(words.dtype).reshape(-1, 3)
+        words[0, 1:] = pair(data.data, blocks[0])
+        words[-1, 0] = word(data.data, end - 4)[0]
+        kinds, lengths, trailers = words[:-1, 1], words[:-1, 2], words[1:, 0]
+        sound = (lengths == sizes) & (trailers == sizes)
         records = kinds == ENHANCED_PACKET
-        if records.all():
-            stops |= lengths < _SHORTEST[ENHANCED_PACKET]
-        else:
-            for kind, shortest in _SHORTEST.items():
-                stops |= (kinds == kind) & (lengths < shortest)
-            records = np.isin(kinds, _RECORDS)
-            stops |= (kinds == SECTION) | (kinds == INTERFACE)
+        usual = sound.all() and records.all() and not np.bitwise_or.reduce(sizes) & 3
+        if usual and sizes.min() >= _SHORTEST[ENHANCED_PACKET]:
+            return blocks, end, None
+        stops = ~sound | (sizes & 3 != 0) | np.isin(kinds, _CHANGES)
+        for kind, shortest in _SHORTEST.items():
+            stops |= (kinds == kind) & (sizes < shortest)
+        records = np.isin(kinds, _RECORDS)
         first = int(stops.argmax())
         if not stops[first]:
             return blocks[records], end, None
         # A section of the other byte order has a length that looks wrong in this one.
-        changes = kinds[first] in (SECTION, INTERFACE)
+        changes = kinds[first] in _CHANGES
         found = blocks[:first][records[:first]]
         return found, int(blocks[first]), Stop.CHANGE if changes else Stop.BAD
 
@@ -115,7 +120,7 @@ class PcapngLayout:
         """Why the chain of blocks did not go on at this place."""
         if at >= stop or at + _FRAME > len(data):
             return Stop.END
-        kind, length = Struct(self.order + "II").unpack_from(data.data, at)
+        kind, length = _PAIR_OF[self.order](data.data, at)
         if kind == SECTION:
             return Stop.CHANGE
         return Stop.END if _FRAME <= length <= LONGEST and not length & 3 else Stop.BAD
@@ -174,7 +179,7 @@ class PcapngLayout:
         """As in `Layout`; sections and interfaces that follow one another are read in one go."""
         layout, interfaces, start = self, [*self.interfaces], at
         while at + _FRAME <= len(data):
-            if Struct(layout.order + "I").unpack_from(data.data, at)[0] not in _CHANGES:
+            if _WORD_OF[layout.order](data.data, at)[0] not in _CHANGES:
                 break
             order, kind, body = layout._block(data, at, base)
             if body is None:
@@ -194,14 +199,14 @@ class PcapngLayout:
 
     def _guess(self, data: NDArray[np.uint8], start: int, stop: int, near: int) -> int:
         """The same, knowing that a block begins at `near`: others of its kind are looked for."""
-        (kind,) = Struct(self.order + "I").unpack_from(data.data, near)
+        (kind,) = _WORD_OF[self.order](data.data, near)
         return self._find(data, start, stop, kind if kind in _PACKETS else ENHANCED_PACKET, near)
 
     def _find(
         self, data: NDArray[np.uint8], start: int, stop: int, kind: int, near: int | None = None
     ) -> int:
         view = data.data
-        pattern = re.compile(re.escape(Struct(self.order + "I").pack(kind)))
+        pattern = re.compile(re.escape(kind.to_bytes(4, "little" if self.order == "<" else "big")))
         for match in pattern.finditer(view, start, min(len(view), stop + 3)):
             at = match.start()
             # Blocks begin at multiples of four from one another.
@@ -211,7 +216,7 @@ class PcapngLayout:
 
     def _looks_right(self, view: memoryview, at: int) -> bool:
         """Three blocks, each where the one before it says, with the same length at either end."""
-        pair, word = Struct(self.order + "II").unpack_from, Struct(self.order + "I").unpack_from
+        pair, word = _PAIR_OF[self.order], _WORD_OF[self.order]
         for seen in range(3):
             if at + _FRAME > len(view):
                 return seen > 0
@@ -270,12 +275,12 @@ class PcapngLayout:
             if (magic := bytes(view[at + 8 : at + 12])) not in _ORDERS:
                 raise self._error(base + at, "a section without a byte order")
             order = _ORDERS[magic]
-        kind, size = Struct(order + "II").unpack_from(view, at)
+        kind, size = _PAIR_OF[order](view, at)
         if size & 3 or not _FRAME <= size <= LONGEST:
             raise self._error(base + at, f"a block of {size} bytes, which can't be")
         if at + size > len(view):
             return order, kind, None
-        if Struct(order + "I").unpack_from(view, at + size - 4) != (size,):
+        if _WORD_OF[order](view, at + size - 4) != (size,):
             raise self._error(base + at, "a block with another length at its end than in front")
         return order, kind, view[at + 8 : at + size - 4]
 
