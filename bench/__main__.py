@@ -8,14 +8,14 @@ import os
 from collections.abc import Callable
 from multiprocessing import get_context
 
-from bench import live, memory
+from bench import live, memory, msnp
 from bench.rounds import Plan, line
 
 MEMORY: dict[str, Callable[[Plan], None]] = {
     "ring": memory.ring,
     "reassembler": memory.reassembler,
     "opaque": memory.opaque,
-    "msnp": memory.msnp,
+    "msnp": msnp.msnp,
     "sinks": memory.sinks,
 }
 LIVE: dict[str, Callable[[Plan], None]] = {

@@ -21,17 +21,8 @@ CONNECTIONS = 100
 TURNS = 100
 BATCH = 1000
 NOTHING: Places = frozenset()
-_TEXT = b"MIME-Version: 1.0\r\nContent-Type: text/plain\r\n\r\nsee you at nine"
 CHAT: Words = (b"\xe7" * 100, b"\xe7" * 100)
-SIGN_IN: Words = (
-    b"USR 1 alice@example.com 1234.5678\r\n",
-    b"USR 1 OK alice@example.com Alice\r\n",
-)
 BULK: Words = (b"\xe7" * 65_000, b"\xe7" * 65_000)
-TALK: Words = (
-    b"MSG 2 N %d\r\n%b" % (len(_TEXT), _TEXT),
-    b"MSG bob@example.com Bob %d\r\n%b" % (len(_TEXT), _TEXT),
-)
 
 
 @contextmanager
@@ -103,17 +94,6 @@ def opaque(plan: Plan) -> None:
         )
         _nanoseconds("opaque: to records, per message", lambda: _feed(span, wanted, _ignore), plan)
         _nanoseconds("opaque: to JSON, per message", lambda: _feed_json(span, wanted), plan)
-
-
-def msnp(plan: Plan) -> None:
-    """A chat by MSNP: every message becomes a pattern."""
-    with _span(SIGN_IN, *[TALK] * TURNS) as span:
-        wanted = choose().places
-        _nanoseconds(
-            "msnp: nothing wanted, per message", lambda: _feed(span, NOTHING, _ignore), plan
-        )
-        _nanoseconds("msnp: to records, per message", lambda: _feed(span, wanted, _ignore), plan)
-        _nanoseconds("msnp: to JSON, per message", lambda: _feed_json(span, wanted), plan)
 
 
 def _feed_json(span: Span, places: Places) -> int:
