@@ -5,6 +5,8 @@ forms seen in published traffic of clients and servers. Counts are arguments aft
 transaction id and payload length included.
 """
 
+from typing import NamedTuple
+
 from streamtap.model import Direction
 from streamtap.protocols._base import Limits
 
@@ -74,19 +76,40 @@ DOUBTFUL = frozenset((*ERRORS, "GET"))
 # No transaction id; any other command has one when its first argument is a number.
 NO_TRANSACTION = _words("PNG OUT RNG NLN FLN UBX UBN UBM NOT IPG QNG JOI BYE NFY BPR")
 
-Forms = dict[str, frozenset[int]]
+
+class Form(NamedTuple):
+    """How the line of a verb is read.
+
+    counts: of arguments with which the last one is a payload's length; empty for no payload.
+    doubtful: and then only by a second look. numbered: it has a transaction id if its first
+        argument is a number.
+    """
+
+    counts: frozenset[int] = frozenset()
+    doubtful: bool = False
+    numbered: bool = True
 
 
-def _forms(payloads: dict[str, tuple[int, ...]], plain: frozenset[str]) -> Forms:
-    forms = {verb: frozenset[int]() for verb in plain}
-    return forms | {verb: frozenset(counts) for verb, counts in payloads.items()}
+Forms = dict[str, Form]
 
 
-_ERROR_FORMS: Forms = {code: frozenset({2}) for code in ERRORS}
-# By direction: verb -> argument counts of the form with payload; empty for none.
+def _forms(
+    payloads: dict[str, tuple[int, ...]], plain: frozenset[str], unnumbered: frozenset[str]
+) -> Forms:
+    counts = dict.fromkeys(plain, ()) | payloads
+    return {
+        verb: Form(frozenset(counts[verb]), verb in DOUBTFUL, verb not in unnumbered)
+        for verb in counts
+    }
+
+
+UNKNOWN = Form()  # any other verb
+# By direction. What a server tells of a message is who sent it.
 FORMS: tuple[Forms, Forms] = (
-    _forms(PAYLOADS_TO_SERVER, PLAIN_TO_SERVER),
-    _forms(PAYLOADS_TO_CLIENT, PLAIN_TO_CLIENT) | _ERROR_FORMS,
+    _forms(PAYLOADS_TO_SERVER, PLAIN_TO_SERVER, NO_TRANSACTION),
+    _forms(
+        PAYLOADS_TO_CLIENT | dict.fromkeys(ERRORS, (2,)), PLAIN_TO_CLIENT, NO_TRANSACTION | {"MSG"}
+    ),
 )
 
 # How a payload begins (lower case), used to find the way back into a stream.

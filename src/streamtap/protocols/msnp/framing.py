@@ -14,10 +14,10 @@ from streamtap.model import Direction
 from streamtap.protocols._base import Limits
 from streamtap.protocols.msnp.carried import HEAD, PEER_TO_PEER, Carried, head_of
 from streamtap.protocols.msnp.commands import (
-    DOUBTFUL,
     FORMS,
-    NO_TRANSACTION,
+    MESSAGE_PAYLOAD,
     TELLS_VERSION,
+    UNKNOWN,
     begins_command,
     is_number,
     longest_payload,
@@ -51,6 +51,9 @@ class _State(Enum):
     DEAD = 2  # not MSNP; counts bytes until the end
 
 
+_STEP, _SEEK, _DEAD = _State  # looking a member up costs as much as cutting a line
+
+
 class CommandStream:
     """One direction of a notification, dispatch or switchboard connection."""
 
@@ -71,6 +74,7 @@ class CommandStream:
         "_sought",
         "_start",
         "_state",
+        "_surely",
         "_unknown",
         "_version",
     )
@@ -80,11 +84,12 @@ class CommandStream:
         self._limits = limits
         self._forms = FORMS[direction]
         self._secrets = ARGUMENTS[direction]
+        self._surely = min(MESSAGE_PAYLOAD, limits.payload)  # no payload is too long before
         self._carried = Carried(direction)
         self._held = bytearray()  # from stream offset _offset on
         self._offset = 0
         self._need = 0  # bytes held before looking again is of use
-        self._state = _State.STEP
+        self._state = _STEP
         self._pending: tuple[int, int] | None = None  # length of line and of payload, incomplete
         self._drop = 0  # bytes of a payload still to come behind a gap
         self._unknown = 0  # unknown verbs in a row
@@ -112,7 +117,7 @@ class CommandStream:
         events: list[Event] = []
         if self._drop:
             data = self._pass_over(data, events)
-        if self._state is _State.DEAD:
+        if self._state is _DEAD:
             self._offset += len(data)
             return events
         if self._held:
@@ -131,7 +136,7 @@ class CommandStream:
         if self._drop:
             rest = self._drop
             self._skip(self._offset, events)
-        elif self._state is _State.STEP and self._pending:
+        elif self._state is _STEP and self._pending:
             rest = sum(self._pending) - len(self._held)
             self._truncate(events)
         else:
@@ -141,8 +146,8 @@ class CommandStream:
         self._drop = max(0, rest - length)
         if self._drop:
             self._reason = TRUNCATED
-        elif self._state is not _State.DEAD and rest != length:
-            began = self._state is _State.SEEK and self._reason == MIDSTREAM
+        elif self._state is not _DEAD and rest != length:
+            began = self._state is _SEEK and self._reason == MIDSTREAM
             self._seek(self._offset, MIDSTREAM if began else LOST, fresh=self._offset)
         return events
 
@@ -151,11 +156,11 @@ class CommandStream:
         events: list[Event] = []
         if self._drop:
             self._skip(self._offset, events)
-        elif self._state is _State.SEEK:
+        elif self._state is _SEEK:
             data = bytes(self._held)
             self._held.clear()
             self._advance(data, events, ended=True)
-        if self._state is _State.STEP and self._pending:
+        if self._state is _STEP and self._pending:
             self._truncate(events)
         else:
             self._leave("ended inside a line", events)
@@ -181,7 +186,7 @@ class CommandStream:
 
     def _leave(self, reason: str, events: list[Event]) -> None:
         """Skips what is held, and what was passed over before it."""
-        if self._state is _State.STEP:
+        if self._state is _STEP:
             self._start = self._offset
             self._reason = reason
         self._offset += len(self._held)
@@ -196,7 +201,8 @@ class CommandStream:
         self._held.clear()
         words = str(data[:line].rstrip(b"\r\n "), "utf-8", "backslashreplace").split(" ")
         verb = words[0]
-        transaction, args = self._arguments(verb, words[:-1])
+        numbered = self._forms.get(verb, UNKNOWN).numbered
+        transaction, args = self._arguments(verb, words[:-1], numbered=numbered)
         kept = data[line:]
         if verb in CARRIERS and PEER_TO_PEER in kept[:HEAD]:
             kept = head_of(verb, kept)[0]
@@ -222,22 +228,24 @@ class CommandStream:
     def _advance(self, data: bytes, events: list[Event], *, ended: bool = False) -> None:
         """Takes what is complete from `data`, which begins at `_offset`, and holds the rest."""
         while True:
-            if self._state is _State.STEP:
+            if self._state is _STEP:
                 taken = self._commands(data, events)
-            elif self._state is _State.SEEK:
+            elif self._state is _SEEK:
                 taken = self._search(data, events, ended=ended)
             else:
                 taken = len(data)
             self._offset += taken
+            if taken == len(data):
+                return
             if taken:
                 data = data[taken:]
-            if self._need or not data:
+            if self._need:
                 break
         self._held += data
 
     def _commands(self, data: bytes, events: list[Event]) -> int:
         """Appends the commands that are whole; returns the bytes taken. The hot loop."""
-        forms = self._forms
+        forms, secrets = self._forms, self._secrets
         base = self._offset
         size = len(data)
         longest = self._limits.line
@@ -253,23 +261,25 @@ class CommandStream:
                 self._need = size - position + 1
                 break
             line = data[position:end].rstrip(b"\r ")
-            words = str(line, "utf-8", "backslashreplace").split(" ")
+            words = line.decode("utf-8", "backslashreplace").split(" ")
             verb = words[0]
-            counts = forms.get(verb)
-            if counts is None:
+            form = forms.get(verb)
+            if form is None:
                 if self._unknown or not _UNKNOWN.match(verb):
                     return self._lose(position, "not a command", before, events)
                 self._unknown = 1
+                form = UNKNOWN
             elif self._unknown:
                 self._unknown = 0
+            counts, doubtful, numbered = form
             stop = end + 1
             payload = b""
             length = 0
             if counts and len(words) - 1 in counts:
                 last = words[-1]
-                if is_number(last) and len(last) <= 7:
+                if len(last) <= 7 and last.isdecimal() and last.isascii():
                     length = int(last)
-                    if verb in DOUBTFUL and length:
+                    if doubtful and length:
                         believed = self._believed(verb, data, stop, length)
                         if believed is None:
                             self._pending = stop - position, length
@@ -279,7 +289,7 @@ class CommandStream:
                             length = 0
                     if length:
                         words.pop()
-                        if length > longest_payload(verb, self._limits):
+                        if length > self._surely and length > longest_payload(verb, self._limits):
                             return self._lose(position, "payload too long", before, events)
                         if stop + length > size:
                             self._pending = stop - position, length
@@ -287,9 +297,12 @@ class CommandStream:
                             break
                         payload = data[stop : stop + length]
                         stop += length
-                    elif verb not in DOUBTFUL:
+                    elif not doubtful:
                         words.pop()
-            transaction, args = self._arguments(verb, words)
+            if numbered or verb in secrets:
+                transaction, args = self._arguments(verb, words, numbered=numbered)
+            else:
+                transaction, args = None, words[1:]
             if payload and not payload.startswith(HARMLESS):
                 if verb in CARRIERS and PEER_TO_PEER in payload[:HEAD]:
                     head, packets = self._carried.split(verb, base + stop, args, payload)
@@ -330,19 +343,15 @@ class CommandStream:
         self._run += len(events) - before
         return position
 
-    def _arguments(self, verb: str, words: list[str]) -> tuple[int | None, list[str]]:
+    def _arguments(
+        self, verb: str, words: list[str], *, numbered: bool
+    ) -> tuple[int | None, list[str]]:
         """Transaction id and arguments of a line without its payload length."""
         args = words[1:]
         if verb in self._secrets:
             args = redact_arguments(self._direction, verb, args)
         # LSG of MSNP8 and 9 begins with the number of a group.
-        if (
-            args
-            and verb not in NO_TRANSACTION
-            and is_number(args[0])
-            and (verb != "LSG" or len(args) > 4)
-            and (verb != "MSG" or self._direction is Direction.TO_SERVER)
-        ):
+        if numbered and args and is_number(args[0]) and (verb != "LSG" or len(args) > 4):
             return int(args[0]), args[1:]
         return None, args
 
@@ -368,7 +377,7 @@ class CommandStream:
 
     def _seek(self, start: int, reason: str, *, fresh: int) -> None:
         """Out of step: bytes from `start` on are skipped until a command is found."""
-        self._state = _State.SEEK
+        self._state = _SEEK
         self._start = start
         self._reason = reason
         self._sought = Search(self._direction, self._limits, start, fresh)
@@ -382,7 +391,7 @@ class CommandStream:
         outcome, taken, self._need = self._sought.look(data, self._offset, ended=ended)
         if outcome is Outcome.FOUND:
             self._skip(self._offset + taken, events)
-            self._state = _State.STEP
+            self._state = _STEP
             self._run = 0
         elif outcome is Outcome.NONE:
             self._give_up(events)
@@ -394,7 +403,7 @@ class CommandStream:
 
     def _stop(self, start: int, reason: str) -> None:
         """What stands from `start` on is not looked at."""
-        self._state = _State.DEAD
+        self._state = _DEAD
         self._start = start
         self._reason = reason
         self._need = 0

@@ -1,14 +1,12 @@
 """The MSNP parser: one flow, both directions."""
 
 import re
-from collections import deque
 from collections.abc import Iterator
 from typing import ClassVar
 
 from streamtap.events import Event, Malformed, Skipped
 from streamtap.model import Direction
 from streamtap.protocols._base import Limits, Verdict
-from streamtap.protocols._buffer import drain
 from streamtap.protocols.msnp.direct import DirectStream, Kind, recognise, recognise_both
 from streamtap.protocols.msnp.events import MsnpCommand, MsnpDirect, MsnpPacket, MsnpPrelude
 from streamtap.protocols.msnp.framing import CommandStream
@@ -80,7 +78,7 @@ class MsnpParser:
 
     def __init__(self, *, limits: Limits, midstream: bool) -> None:
         self._limits = limits
-        self._ready: tuple[deque[Event], deque[Event]] = (deque(), deque())
+        self._ready: list[Iterator[Event]] = [iter(()), iter(())]  # what was given last
         self._first = (bytearray(), bytearray())  # bytes that do not tell the kind yet
         # What is said to a proxy first, by direction; None once that is over.
         self._preludes: list[Prelude | None] = [None, None]
@@ -117,56 +115,67 @@ class MsnpParser:
         return first + self._streams[0].held + self._streams[1].held
 
     def receive(self, direction: Direction, data: bytes | memoryview) -> Iterator[Event]:
-        ready = self._ready[direction]
+        data = bytes(data)
+        streams = self._streams
+        if streams is None or self._preludes[direction] is not None or self._first[direction]:
+            return self._told(direction, self._begin_with(direction, data))
+        return self._told(direction, streams[direction].receive(data))
+
+    def gap(self, direction: Direction, length: int) -> Iterator[Event]:
+        stream, events = self._stream(direction)
+        return self._told(direction, events + stream.gap(length))
+
+    def end(self, direction: Direction) -> Iterator[Event]:
+        stream, events = self._stream(direction)
+        return self._told(direction, events + stream.end())
+
+    def _told(self, direction: Direction, events: list[Event]) -> Iterator[Event]:
+        """The events, and before them those of an iterator that was not used up."""
+        if left := list(self._ready[direction]):
+            events = left + events
+        ready = self._ready[direction] = iter(events)
+        return ready
+
+    def _begin_with(self, direction: Direction, data: bytes) -> list[Event]:
+        """The first bytes of a direction, that tell what kind of flow it is."""
+        events: list[Event] = []
         prelude = self._preludes[direction]
         if prelude is not None:
-            events, data = prelude.receive(bytes(data))
-            ready.extend(events)
+            events, data = prelude.receive(data)
             if prelude.finished:
                 self._preludes[direction] = None
                 self._first_offset[direction] = prelude.offset
                 if self._streams is not None:
                     self._streams[direction].begin(prelude.offset)
             if not data:
-                return drain(ready)
-        if self._streams is None or self._first[direction]:
-            first = self._first[direction]
-            first += data
-            if self._streams is None:
-                kind = recognise(bytes(first))
-                if kind is True:
-                    return drain(ready)
-                self._streams = self._begin(kind or None)
-            data = bytes(first)
-            first.clear()
-        ready.extend(self._streams[direction].receive(bytes(data)))
-        return drain(ready)
+                return events
+        first = self._first[direction]
+        first += data
+        if self._streams is None:
+            kind = recognise(bytes(first))
+            if kind is True:
+                return events
+            self._streams = self._begin(kind or None)
+        data = bytes(first)
+        first.clear()
+        return events + self._streams[direction].receive(data)
 
-    def gap(self, direction: Direction, length: int) -> Iterator[Event]:
-        stream = self._stream(direction)
-        self._ready[direction].extend(stream.gap(length))
-        return drain(self._ready[direction])
-
-    def end(self, direction: Direction) -> Iterator[Event]:
-        stream = self._stream(direction)
-        self._ready[direction].extend(stream.end())
-        return drain(self._ready[direction])
-
-    def _stream(self, direction: Direction) -> CommandStream | DirectStream:
-        """The stream of a direction, with the bytes that had not told the kind of flow."""
+    def _stream(self, direction: Direction) -> tuple[CommandStream | DirectStream, list[Event]]:
+        """The stream of a direction, and the events of bytes that had not told its kind."""
         if self._streams is None:
             self._streams = self._begin(None)
+        events: list[Event] = []
         stream = self._streams[direction]
         prelude = self._preludes[direction]
         if prelude is not None:
-            self._ready[direction].extend(prelude.stop())
+            events += prelude.stop()
             self._preludes[direction] = None
             stream.begin(prelude.offset)
         first = self._first[direction]
         if first:
-            self._ready[direction].extend(stream.receive(bytes(first)))
+            events += stream.receive(bytes(first))
             first.clear()
-        return stream
+        return stream, events
 
     def _begin(self, kind: Kind | None, *, midstream: bool = False) -> _Streams:
         streams: _Streams

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from streamtap.model import Direction
 from streamtap.protocols._base import Limits
 from streamtap.protocols.msnp.commands import (
-    DOUBTFUL,
     FORMS,
     OPENING,
     OPENINGS,
@@ -109,13 +108,13 @@ class Search:
             return NO
         words = str(data[at:end].rstrip(b"\r "), "utf-8", "backslashreplace").split(" ")
         verb = words[0]
-        counts = self._forms.get(verb)
-        if counts is None or not plausible(self._direction, words):
+        form = self._forms.get(verb)
+        if form is None or not plausible(self._direction, words):
             return NO
         stop = end + 1
         strong = False
         last = words[-1]
-        if len(words) - 1 in counts and is_number(last) and verb not in DOUBTFUL:
+        if len(words) - 1 in form.counts and is_number(last) and not form.doubtful:
             length = int(last)
             if length > min(WINDOW, longest_payload(verb, self._limits)):
                 return NO
