@@ -519,4 +519,3 @@ def test_nothing_of_a_closed_flow_is_kept() -> None:
     conversations.interpret(flow, "msnp", transcripts.C, 0, event)
     conversations.closed(flow, 1)
     assert not conversations._msnp
-    assert not conversations._ends

@@ -34,7 +34,6 @@ class Conversations:
         self._gateway = Gateway(memory)
         self._tunnels = Tunnels(memory)
         self._msnp: dict[int, MsnpFlow] = {}
-        self._ends: dict[int, list[int]] = {}  # where the last event of each direction ended
         self._ticked_ns = 0
 
     @property
@@ -70,8 +69,6 @@ class Conversations:
             if state is None:
                 state = MsnpFlow(flow, self._links, self._chunks, self._content)
                 self._msnp[flow.flow_id] = state
-                self._ends[flow.flow_id] = [0, 0]
-            self._ends[flow.flow_id][direction] = event.offset + event.length
             return state.interpret(direction, time_ns, event)
         if isinstance(event, HttpRequest | HttpResponse | HttpBody | HttpTunnel):
             return self._http(flow, direction, time_ns, event, data)
@@ -146,6 +143,5 @@ class Conversations:
         state = self._msnp.pop(flow.flow_id, None)
         if state is None:
             return ended
-        to_server, to_client = self._ends.pop(flow.flow_id)
         unfinished = self._chunks.end(flow.flow_id) if len(self._chunks) else NOTHING
-        return (*ended, *unfinished, *state.closed((to_server, to_client), time_ns, reason))
+        return (*ended, *unfinished, *state.closed(time_ns, reason))

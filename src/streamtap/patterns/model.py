@@ -4,7 +4,9 @@ A client-to-server pattern is about the application and a service; a client-to-c
 about people who talk to each other, whichever way the bytes took. Names are account names.
 """
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
+
+import msgspec
 
 from streamtap.events import Event
 from streamtap.model import Direction
@@ -167,7 +169,7 @@ class Data(Pattern, frozen=True, kw_only=True, tag="data"):
         return self.flag if self.protocol == "opaque" else "client_server"
 
 
-class Meaning(NamedTuple):
+class Meaning(msgspec.Struct, frozen=True):
     """A pattern, and where and when it was seen."""
 
     flow_id: int

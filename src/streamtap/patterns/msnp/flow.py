@@ -23,6 +23,7 @@ from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, MsnpPr
 
 REQUESTS = 64  # requests that an error may name
 
+TO_SERVER = Direction.TO_SERVER  # looking up an enum's member is slow, and each event asks
 Patterns = Sequence[Pattern]
 NOTHING: Patterns = ()
 
@@ -30,7 +31,7 @@ NOTHING: Patterns = ()
 class MsnpFlow:
     """One connection. Which of the three nouns speaks shows in what is said."""
 
-    __slots__ = ("_board", "_client", "_direct", "_flow_id", "_notification", "_requests")
+    __slots__ = ("_board", "_client", "_direct", "_flow_id", "_notification", "_requests", "_said")
 
     def __init__(self, flow: Flow, links: Links, chunks: Chunks, content: Content) -> None:
         self._flow_id = flow.flow_id
@@ -40,6 +41,7 @@ class MsnpFlow:
         self._board = Switchboard(self._client, transfers, chunks)
         self._direct = DirectConnection(self._client, transfers)
         self._requests: dict[int, str] = {}
+        self._said = 0  # where the last event of the client ended
 
     @property
     def account(self) -> str | None:
@@ -53,6 +55,8 @@ class MsnpFlow:
     def interpret(self, direction: Direction, time_ns: int, event: Event) -> Sequence[Meaning]:
         """What an event of this flow means."""
         patterns: Patterns
+        if direction is TO_SERVER:
+            self._said = event.offset + event.length
         if type(event) is MsnpCommand:
             if event.verb == "MSG":
                 if event.args and event.args[0] == "Hotmail":
@@ -79,24 +83,26 @@ class MsnpFlow:
         else:
             return ()
         flow_id = self._flow_id
+        if len(patterns) == 1:
+            return (Meaning(flow_id, direction, time_ns, patterns[0]),)
         return [Meaning(flow_id, direction, time_ns, pattern) for pattern in patterns]
 
-    def closed(self, offsets: tuple[int, int], time_ns: int, reason: str) -> Sequence[Meaning]:
+    def closed(self, time_ns: int, reason: str) -> Sequence[Meaning]:
         """The connection ended. Somebody who did not sign out before has done so now."""
         patterns: list[Pattern] = []
-        offset = offsets[Direction.TO_SERVER]
+        offset = self._said
         if reason in ("fin", "rst"):
             patterns += self._direct.closed(offset)
         if self._client.undecided:
             patterns += self._client.connect(offset, 0, "notification")
         if self._notification.signed_in and reason in ("fin", "rst"):
             patterns.append(self._notification.left(offset, 0, "connection closed"))
-        flow_id, side = self._flow_id, Direction.TO_SERVER
-        return [Meaning(flow_id, side, time_ns, pattern) for pattern in patterns]
+        flow_id = self._flow_id
+        return [Meaning(flow_id, TO_SERVER, time_ns, pattern) for pattern in patterns]
 
     def _command(self, direction: Direction, time_ns: int, event: MsnpCommand) -> Patterns:
         verb, client = event.verb, self._client
-        if direction is Direction.TO_SERVER and event.transaction is not None:
+        if direction is TO_SERVER and event.transaction is not None:
             self._request(event.transaction, verb)
         if verb == "VER" and "MSNFTP" in event.args:
             client.service = "direct"
@@ -124,7 +130,7 @@ class MsnpFlow:
             if board or (not self._notification.signed_in and self._board.people):
                 return self._board.out(time_ns, event)
             return self._notification.out(time_ns, event)
-        if direction is Direction.TO_SERVER:
+        if direction is TO_SERVER:
             if args[1:2] != ("I",) and args and "@" in args[0]:
                 return self._board.enter(time_ns, event)
             return self._notification.identify(time_ns, event)

@@ -63,8 +63,7 @@ class Inner:
         for direction in Direction:
             side = place._replace(direction=direction)
             told += self._told(side, self._parser.end(direction))
-        ends = place.offset + place.length, place.offset + place.length
-        return told + _moved(place, self._flow.closed(ends, place.time_ns, reason))
+        return told + _moved(place, self._flow.closed(place.time_ns, reason))
 
     def _told(self, place: Place, events: Iterable[Event]) -> list[Meaning]:
         told: list[Meaning] = []

@@ -1,6 +1,7 @@
 """The payload of an MSNP message: MIME header, body, and what kind of thing was said."""
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 TEXT_HEAD = b"MIME-Version: 1.0\r\nContent-Type: text/plain"
@@ -26,7 +27,8 @@ KINDS = {
     "application/x-msmsgssystemmessage": "control",
 }
 DATACASTS = {"1": "nudge", "2": "wink", "3": "voice"}
-_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_HEAD_END = re.compile(rb"\n\r?\n")
+_USUAL = 512  # bytes of a header that may be remembered: people say much under the same few
 
 
 class Mime(NamedTuple):
@@ -50,18 +52,32 @@ def fields_of(block: bytes, limit: int = 64) -> dict[str, str]:
     return fields
 
 
-def parse_mime(payload: bytes, announced: int) -> Mime:
-    """The parts of a message. announced: its length, of which `payload` may be only a part."""
-    found = _HEAD_END.search(payload, 0, HEAD)
-    head, body = (payload[: found.start()], payload[found.end() :]) if found else (payload, b"")
+class _Head(NamedTuple):
+    content_type: str
+    kind: str
+    fields: dict[str, str]  # shared by all messages with this header: never changed
+
+
+def _head_of(head: bytes) -> _Head:
     fields = fields_of(head)
     content_type = fields.get("content-type", "").partition(";")[0].strip().lower()
     kind = KINDS.get(content_type, "other")
+    if kind == "typing" and "typinguser" not in fields:
+        kind = "voice" if "recordinguser" in fields else "control"
+    return _Head(content_type, kind, fields)
+
+
+_usual_head_of = lru_cache(maxsize=1024)(_head_of)
+
+
+def parse_mime(payload: bytes, announced: int) -> Mime:
+    """The parts of a message. announced: its length, of which `payload` may be only a part."""
+    found = _HEAD_END.search(payload, 0, HEAD)
+    end, used = found.span() if found else (len(payload), len(payload))
+    head, body = payload[:end].removesuffix(b"\r"), payload[used:]
+    content_type, kind, fields = (_usual_head_of if end <= _USUAL else _head_of)(head)
     if content_type == "text/x-msnmsgr-datacast":
         kind = DATACASTS.get(fields_of(body[:1024], 8).get("id", ""), "datacast")
-    elif kind == "typing" and "typinguser" not in fields:
-        kind = "voice" if "recordinguser" in fields else "control"
-    used = found.end() if found else len(payload)
     return Mime(content_type or "unknown", kind, fields, body, max(0, announced - used))
 
 

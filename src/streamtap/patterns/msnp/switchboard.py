@@ -15,6 +15,7 @@ from streamtap.protocols.msnp import MsnpCommand, MsnpPacket
 
 CHUNK_FIELDS = ("chunks", "chunk")
 
+TO_CLIENT = Direction.TO_CLIENT  # looked up once: each message asks
 Patterns = Sequence[Pattern]
 NOTHING: Patterns = ()
 
@@ -137,15 +138,15 @@ class Switchboard:
         if not event.payload_length:
             return NOTHING
         sender: str | None
-        if direction is Direction.TO_CLIENT:
+        if direction is TO_CLIENT:
             text = event.args[0] if event.args else ""
             known = self.people.received(text)
             sender, recipients = self._sender(time_ns, text) if known is None else known
         else:
             sender, recipients = client.account or client.own(time_ns), self.people.recipients
         conversation = client.conversation or client.find_conversation(time_ns)
-        end = payload.find(b"\r\n\r\n", 0, HEAD)
-        if end > 0 and payload.startswith(TEXT_HEAD) and payload.find(b"hunk", 0, end) < 0:
+        end = payload.find(b"\r\n\r\n", 0, HEAD) if payload.startswith(TEXT_HEAD) else -1
+        if end > 0 and payload.find(b"hunk", 0, end) < 0:
             kind, content_type = "text", "text/plain"
             body = end + 4
             size = event.payload_length - body
@@ -198,7 +199,7 @@ class Switchboard:
     def packet(self, direction: Direction, time_ns: int, event: MsnpPacket) -> Patterns:
         """A peer-to-peer packet in a message."""
         client = self._client
-        received = direction is Direction.TO_CLIENT
+        received = direction is TO_CLIENT
         sender = event.sender if received else client.own(time_ns)
         recipients = (event.recipient,) if event.recipient else self.people.recipients
         conversation = client.find_conversation(time_ns)
