@@ -98,6 +98,7 @@ class Pipeline:
         self.bytes = 0
         self.records = 0
         self._content = content
+        self._full = content is Content.FULL
         self._places = places
         self._forced = by_name(protocol) if protocol else None
         self._both_ends = both_ends
@@ -224,7 +225,7 @@ class Pipeline:
             elif isinstance(run, Gap):
                 self.gaps += 1
                 gap = StreamGap(offset=run.offset, length=run.length, cause=run.cause)
-                self._emit(time_ns, gap, speech.info, _side(state, direction))
+                self._emit(time_ns, gap, speech.info, speech.sides[direction])
                 self._hear(state, speech, direction, run, time_ns)
             elif isinstance(run, Opened):
                 self.conversations.opened(state.flow)
@@ -233,10 +234,10 @@ class Pipeline:
                 self._close(state, speech, run)
             elif isinstance(run, Overlap):
                 overlap = StreamOverlap(offset=run.offset, length=run.length)
-                self._emit(time_ns, overlap, speech.info, _side(state, direction))
+                self._emit(time_ns, overlap, speech.info, speech.sides[direction])
             else:
                 limit = StreamLimit(limit=run.limit, value=run.value, count=1)
-                self._emit(time_ns, limit, speech.info, _side(state, direction))
+                self._emit(time_ns, limit, speech.info, speech.sides[direction])
         except Exception as error:  # no bytes may end a watch: it is ours to mend
             self._fail(state, speech, error, time_ns)
 
@@ -245,6 +246,9 @@ class Pipeline:
     ) -> None:
         if isinstance(run, tuple) and run[1] is not None:
             self.bytes += len(run[1])
+            if speech.fluent:
+                self._understand(state, speech, direction, run)
+                return
         if speech.secondary:
             return
         if isinstance(run, Gap):
@@ -291,7 +295,7 @@ class Pipeline:
     def _stay_plain(self, state: State, speech: Speech) -> None:
         """It is decided that no parser knows what the flow says."""
         speech.unheard = not self._wants_plain
-        if self._content is not Content.FULL:
+        if not self._full:
             speech.plain = not self._wants_events
             self._reduce(state)
 
@@ -309,26 +313,34 @@ class Pipeline:
             if speech.name == OPAQUE:
                 self._tell_plain(state, speech, direction, run)
                 return
-            offset, data, ends, times = run
-            if data is None:  # counted under a policy
-                for event in parser.gap(direction, ends[-1] - offset):
-                    self._tell(state, speech, direction, event, times[-1], None)
+            if run[1] is None:  # counted under a policy
+                for event in parser.gap(direction, run[2][-1] - run[0]):
+                    self._tell(state, speech, direction, event, run[3][-1], None)
                 return
-            shown = self._content is Content.FULL or speech.name in INSIDE
-            if len(ends) == 1 and not shown:
-                when = times[0]
-                for event in parser.receive(direction, data):
-                    self._tell(state, speech, direction, event, when, None)
-                return
-            for event in parser.receive(direction, data):
-                end = event.offset + event.length
-                when = times[min(bisect_left(ends, end), len(times) - 1)]
-                part = None
-                if shown:
-                    part = data[max(0, event.offset - offset) : max(0, end - offset)]
-                self._tell(state, speech, direction, event, when, part)
+            self._understand(state, speech, direction, run)
         except Exception as error:  # a parser must not raise: it is ours to mend, not the user's
             self._fail(state, speech, error, time_ns)
+
+    def _understand(self, state: State, speech: Speech, direction: Direction, run: Run) -> None:
+        """Bytes to their parser; each event has the time of the segment that completed it."""
+        assert isinstance(run, tuple)
+        offset, data, ends, times = run
+        assert data is not None
+        assert speech.parser is not None
+        speech.offsets[direction] = ends[-1]
+        events = speech.parser.receive(direction, data)
+        shown = self._full or speech.name in INSIDE
+        if len(ends) == 1 and not shown:
+            for event in events:
+                self._tell(state, speech, direction, event, times[0], None)
+            return
+        for event in events:
+            end = event.offset + event.length
+            when = times[min(bisect_left(ends, end), len(times) - 1)]
+            part = None
+            if shown:
+                part = data[max(0, event.offset - offset) : max(0, end - offset)]
+            self._tell(state, speech, direction, event, when, part)
 
     def _tell_plain(self, state: State, speech: Speech, direction: Direction, run: Run) -> None:
         """Plain send and receive: how much and when is all there is to know, whether the bytes
@@ -341,7 +353,7 @@ class Pipeline:
         for end, when in zip(ends, times, strict=True):
             event = OpaqueData(offset=offset, length=end - offset)
             part = None
-            if data is not None and self._content is Content.FULL:
+            if data is not None and self._full:
                 part = data[offset - begin : end - begin]
             self._tell(state, speech, direction, event, when, part)
             offset = end
@@ -385,8 +397,9 @@ class Pipeline:
         time_ns: int,
         data: bytes | memoryview | None,
     ) -> None:
-        if self._wants(event):
-            self._emit(time_ns, event, speech.info, _side(state, direction))
+        wanted = self._wants_type.get(type(event))
+        if self._wants(event) if wanted is None else wanted:
+            self._emit(time_ns, event, speech.info, speech.sides[direction])
         meanings = self.conversations.interpret(
             state.flow, speech.name, direction, time_ns, event, data
         )
@@ -398,11 +411,12 @@ class Pipeline:
             of = state
             if of is None or of.flow.flow_id != meaning.flow_id:
                 of = self.table.find(meaning.flow_id)
-            if of is None or of.parser is None:
+            speech = of.parser if of is not None else None
+            if speech is None:
                 self._emit(meaning.time_ns, meaning.pattern, None)
                 continue
-            side = _side(of, meaning.direction)
-            self._emit(meaning.time_ns, meaning.pattern, of.parser.info, side)
+            side = speech.sides[meaning.direction]
+            self._emit(meaning.time_ns, meaning.pattern, speech.info, side)
 
     def _close(self, state: State, speech: Speech, closed: Closed) -> None:
         ending = self._demux.close(closed)
@@ -462,12 +476,8 @@ class Pipeline:
 
     def _wants(self, body: Body) -> bool:
         """Whether protocol events of this type are wanted; their place is that of their class."""
-        if self._places is None:
-            return True
-        kind = type(body)
-        wanted = self._wants_type.get(kind)
-        if wanted is None:
-            wanted = self._wants_type[kind] = place(body) in self._places
+        wanted = self._places is None or place(body) in self._places
+        self._wants_type[type(body)] = wanted
         return wanted
 
     def _emit(
@@ -511,10 +521,6 @@ def _is_plain(steps: list[_Step]) -> bool:
 
 def _class_place(kind: type[Body]) -> tuple[str, str, str]:
     return kind.provider, kind.flag, kind.level
-
-
-def _side(state: State, direction: Direction) -> str:
-    return "sent" if direction is state.flow.sent else "received"
 
 
 def _runs(steps: list[_Step]) -> list[_Step]:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from streamtap.events import FlowInfo
-from streamtap.model import Direction, Gap
+from streamtap.model import Direction, Gap, Role
 from streamtap.protocols import Limits, Parser, detect
 
 OPAQUE = "opaque"
@@ -18,9 +18,11 @@ Run = tuple[int, bytes | memoryview | None, Sequence[int], Sequence[int]] | Gap
 class Speech:
     """What is known of the protocol of a flow; until it is, what the flow said so far.
 
-    info: the flow, as records have it. name: of the protocol; "" while it is not decided.
+    info: the flow, as records have it; sides: what they call each direction.
+    name: of the protocol; "" while it is not decided.
     secondary: the other end of the connection tells the same, and is told in its stead.
     plain: bursts are all that is told of it: no parser knows it, and nobody wants every arrival.
+    fluent: its protocol is understood, and what it says is told.
     unheard: nobody wants what it says: its bytes are counted and go no further.
     offsets: where each direction is, as far as it went to a parser.
     looks: so many more runs of a flow joined midstream, and not understood at first, may show what
@@ -32,6 +34,7 @@ class Speech:
         "_heads",
         "_limits",
         "_waiting",
+        "fluent",
         "info",
         "looks",
         "name",
@@ -39,6 +42,7 @@ class Speech:
         "parser",
         "plain",
         "secondary",
+        "sides",
         "unheard",
     )
 
@@ -52,7 +56,9 @@ class Speech:
     ) -> None:
         """forced: the parser, whatever the bytes are."""
         self.info = info
+        self.sides = ("sent", "received") if info.role == Role.CLIENT else ("received", "sent")
         self.secondary = secondary
+        self.fluent = False
         self.plain = False
         self.unheard = secondary
         self.name = ""
@@ -105,6 +111,7 @@ class Speech:
         # With its beginning unseen, or a hole in it, a parser has to find its feet first.
         midstream = midstream or any(isinstance(run, Gap) for _, run in waiting)
         self.name = parser.name
+        self.fluent = parser.name != OPAQUE and not self.secondary
         unknown = parser.name == OPAQUE and self._forced is None
         self.looks = SECOND_LOOKS if unknown and midstream else 0
         self._begin(parser, midstream)
@@ -113,6 +120,7 @@ class Speech:
     def give_up(self, opaque: type[Parser]) -> None:
         """Its parser broke: from now on it is told what passes, and nothing else."""
         self.name = opaque.name
+        self.fluent = False
         self.looks = 0
         self._waiting = []
         self._begin(opaque, True)

@@ -33,6 +33,7 @@ from streamtap.protocols.http import HttpRequest, HttpResponse
 from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, Slp
 
 HIDDEN = "@hidden"
+META = Content.META  # looking up an enum's member is slow, and each message asks
 
 # Words of MSNP lines that name no person; anything else is hidden at NONE.
 _SAFE = re.compile(
@@ -105,7 +106,7 @@ def _word(text: str, key: bytes) -> str:
 
 
 def _message(body: Message, content: Content, key: bytes) -> Body:
-    if content is Content.META:
+    if content is META:
         return replace(body, content=None) if body.content is not None else body
     return replace(
         body,

@@ -60,14 +60,15 @@ class JsonLines:
             known = self._flows.get(id(flow))
             part = known[1] if known is not None else self._new_flow(flow)
         self._output.put(
-            b'{"number":%d,"time_ns":%d,%b%b%b%b\n'
-            % (
-                number,
-                record.time_ns,
-                kind[0],
-                part,
-                _DIRECTIONS[record.direction],
-                self._encode(body)[kind[1] :],
+            b"".join(
+                (
+                    b'{"number":%d,"time_ns":%d,' % (number, record.time_ns),
+                    kind[0],
+                    part,
+                    _DIRECTIONS[record.direction],
+                    self._encode(body)[kind[1] :],
+                    b"\n",
+                )
             )
         )
 

@@ -66,7 +66,7 @@ class Session:
     def offer(self, record: Record) -> bool:
         """Takes the record if it is wanted; False if not, or if the session is over."""
         where = place(record.body)
-        if where not in self._places or self.over:
+        if where not in self._places or not self._outlets or self._left == 0:
             return False
         self._number += 1
         if self._left is not None:
