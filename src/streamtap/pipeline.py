@@ -524,11 +524,15 @@ def _class_place(kind: type[Body]) -> tuple[str, str, str]:
 
 
 def _runs(steps: list[_Step]) -> list[_Step]:
-    """The steps of one flow, its chunks cut where the other direction spoke in between."""
-    if len(steps) < 2:
-        return steps
-    first = steps[0][2]
+    """The steps of one flow, its chunks cut where the other direction spoke in between. What need
+    not be cut is as it was: all steps are put in the order of time together."""
+    first = steps[0][2] if steps else None
     if all(step[2] is first for step in steps):
+        return steps
+    for _, _, _, run in steps:
+        if isinstance(run, tuple) and len(run[3]) > 1:
+            break
+    else:
         return steps
     pieces: list[tuple[int, int, _Step, int]] = []  # time, step's number, step, segment's number
     for number, step in enumerate(steps):
