@@ -3,8 +3,8 @@
 flow: the way in, one for each connection; `client`: whose it is; `notification`, `switchboard`,
 `direct`: the three kinds of connection; `relayed`, `groups`: what passes through the notification
 server; `transfers`, `transfer`: files, pictures and calls; `chunks`: messages in parts; `inner`,
-`gateway`, `tunnel`: MSNP that HTTP carries; `participants`, `presence`, `lists`, `mime`, `words`:
-the smaller nouns.
+`gateway`, `tunnel`: MSNP that HTTP carries; `participants`, `membership`, `presence`, `lists`,
+`mime`, `words`: the smaller nouns.
 """
 
 from streamtap.patterns.msnp.chunks import Chunks

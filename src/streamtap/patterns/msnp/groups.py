@@ -1,7 +1,8 @@
 """Circles and temporary groups: several people who talk through the notification server."""
 
 from streamtap.patterns.links import Links
-from streamtap.patterns.model import CLIENT_CLIENT, Invite, Join, Leave, Pattern
+from streamtap.patterns.model import Pattern
+from streamtap.patterns.msnp.membership import came, invited, went
 from streamtap.patterns.msnp.participants import Participants
 from streamtap.patterns.msnp.words import Routed, roster
 from streamtap.protocols.msnp import MsnpCommand
@@ -61,43 +62,13 @@ class Groups:
                 if account != own and (account not in people or not people.leave(account, "")):
                     continue
                 participants = people.recipients if account == own else people.with_user(own)
-                patterns.append(
-                    Leave(
-                        offset=event.offset,
-                        length=event.length,
-                        protocol="msnp",
-                        pattern=CLIENT_CLIENT,
-                        conversation=conversation,
-                        account=account,
-                        participants=participants,
-                    )
-                )
+                patterns.append(went(event, conversation, account, participants))
             elif account == own or account in people:
                 continue
             elif sent:
-                patterns.append(
-                    Invite(
-                        offset=event.offset,
-                        length=event.length,
-                        protocol="msnp",
-                        pattern=CLIENT_CLIENT,
-                        conversation=conversation,
-                        account=account,
-                        by=own,
-                    )
-                )
+                patterns.append(invited(event, conversation, account, own))
             elif people.join(account, ""):
-                patterns.append(
-                    Join(
-                        offset=event.offset,
-                        length=event.length,
-                        protocol="msnp",
-                        pattern=CLIENT_CLIENT,
-                        conversation=conversation,
-                        account=account,
-                        participants=people.with_user(own),
-                    )
-                )
+                patterns.append(came(event, conversation, account, people.with_user(own)))
         return patterns
 
     def _of(self, group: str) -> Participants:

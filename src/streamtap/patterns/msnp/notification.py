@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from streamtap.model import Direction
-from streamtap.patterns.model import CLIENT_CLIENT, Invite, Pattern, Redirect, SignIn, SignOut
+from streamtap.patterns.model import Pattern, Redirect, SignIn, SignOut
 from streamtap.patterns.msnp.client import Client
 from streamtap.patterns.msnp.lists import (
     list_change,
@@ -11,6 +11,7 @@ from streamtap.patterns.msnp.lists import (
     list_payload,
     list_sizes,
 )
+from streamtap.patterns.msnp.membership import invited
 from streamtap.patterns.msnp.presence import Presences, name_of
 from streamtap.patterns.msnp.relayed import Relayed
 from streamtap.patterns.msnp.transfers import Transfers
@@ -150,17 +151,7 @@ class Notification:
         conversation = found if isinstance(found, str) else links.new_conversation(time_ns)
         links.keep(("session", scope, session), conversation, time_ns)
         client.announce(time_ns, conversation, place_of(args[1]), args[3])
-        return [
-            Invite(
-                offset=event.offset,
-                length=event.length,
-                protocol="msnp",
-                pattern=CLIENT_CLIENT,
-                conversation=conversation,
-                account=own or "",
-                by=caller,
-            )
-        ]
+        return [invited(event, conversation, own or "", caller)]
 
     # -- presence and lists
 

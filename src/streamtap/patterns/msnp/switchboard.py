@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 from streamtap.model import Content, Direction
 from streamtap.patterns.links import Key
-from streamtap.patterns.model import CLIENT_CLIENT, Invite, Join, Leave, Message, Pattern
+from streamtap.patterns.model import CLIENT_CLIENT, Message, Pattern
 from streamtap.patterns.msnp.chunks import Chunks, Talk
 from streamtap.patterns.msnp.client import Client
+from streamtap.patterns.msnp.membership import came, invited, went
 from streamtap.patterns.msnp.mime import HEAD, TEXT_HEAD, parse_mime, shown_text
 from streamtap.patterns.msnp.participants import Participants
 from streamtap.patterns.msnp.transfers import Transfers
@@ -55,17 +56,7 @@ class Switchboard:
             return NOTHING
         conversation = client.find_conversation(time_ns)
         client.links.await_(("call", client.scope, own, account), conversation, time_ns)
-        return [
-            Invite(
-                offset=event.offset,
-                length=event.length,
-                protocol="msnp",
-                pattern=CLIENT_CLIENT,
-                conversation=conversation,
-                account=account,
-                by=own,
-            )
-        ]
+        return [invited(event, conversation, account, own)]
 
     def called(self, time_ns: int, event: MsnpCommand) -> Patterns:
         """CAL RINGING: the number of the session, which its invitees are told too."""
@@ -91,17 +82,7 @@ class Switchboard:
             client.service = "switchboard"
         if account == client.own(time_ns) or not self.people.join(account, endpoint):
             return NOTHING
-        return [
-            Join(
-                offset=event.offset,
-                length=event.length,
-                protocol="msnp",
-                pattern=CLIENT_CLIENT,
-                conversation=conversation,
-                account=account,
-                participants=self.people.with_user(client.account),
-            )
-        ]
+        return [came(event, conversation, account, self.people.with_user(client.account))]
 
     def bye(self, time_ns: int, event: MsnpCommand) -> Patterns:
         if not event.args:
@@ -114,22 +95,14 @@ class Switchboard:
                 return NOTHING
         elif account == own or endpoint:
             return NOTHING
-        return [self._leave(event, account, self.people.with_user(own))]
+        participants = self.people.with_user(own)
+        return [went(event, self._client.conversation, account, participants)]
 
     def out(self, time_ns: int, event: MsnpCommand) -> Patterns:
         own = self._client.own(time_ns)
-        return NOTHING if own is None else [self._leave(event, own, self.people.recipients)]
-
-    def _leave(self, event: MsnpCommand, account: str, participants: tuple[str, ...]) -> Leave:
-        return Leave(
-            offset=event.offset,
-            length=event.length,
-            protocol="msnp",
-            pattern=CLIENT_CLIENT,
-            conversation=self._client.conversation,
-            account=account,
-            participants=participants,
-        )
+        if own is None:
+            return NOTHING
+        return [went(event, self._client.conversation, own, self.people.recipients)]
 
     # -- what is said
 
