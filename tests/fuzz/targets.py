@@ -1,21 +1,23 @@
 """What fuzzing feeds: any bytes in, an exception for a fault.
 
-A coverage-guided run needs atheris, in an environment of its own (`instrument_imports` around the
-import of this module, then `atheris.Setup(argv, TARGETS[name])`, `atheris.Fuzz()`); `seeds` gives
-it something to begin with. What it finds becomes a file `corpus/NAME-….bin`, replayed by
-`test_corpus.py`.
+`scripts/fuzz` makes a coverage-guided run of it; `seeds` and `words` give it something to begin
+with. What it finds becomes a file `corpus/NAME-….bin`, replayed by `test_corpus.py`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
+from helpers import transcripts
 from helpers.streams import Script, Step, Trace, assert_tiles, bytewise, run
 from protocols.samples import HTTP, MSNP, SLP, packet, second
 from streamtap.events import Body, ParserFailed, Record
-from streamtap.model import Closed, Content, Direction, Endpoint, Flow, Opened, Role, Segment
+from streamtap.model import App, Closed, Content, Direction, Endpoint, Flow, Opened, Role, Segment
 from streamtap.patterns import Conversations, Pattern, clean
 from streamtap.patterns.msnp.mime import fields_of, parse_mime
+from streamtap.patterns.msnp.transfers import FILE_GUIDS, MEDIA_GUIDS
 from streamtap.patterns.msnp.words import (
     account_of,
     list_entries,
@@ -28,6 +30,7 @@ from streamtap.patterns.msnp.words import (
 from streamtap.pipeline import Pipeline
 from streamtap.protocols import Limits
 from streamtap.protocols.msnp import MsnpParser
+from streamtap.protocols.msnp.commands import FORMS, OPENINGS
 from streamtap.protocols.msnp.p2p import decode, decode_all, parse_slp
 from streamtap.protocols.msnp.secrets import redact_payload
 
@@ -35,7 +38,9 @@ SMALL = Limits(line=64, headers=256, payload=256, probe=64)
 KEY = b"k" * 16
 START_NS = 1_227_567_676_000_000_000
 MIDSTREAM, SMALLER = 1, 2  # bits of the first byte of an input
-CLIENTS, LOST = 1, 2  # bits of the first byte of a step
+CLIENTS, LOST, FLOW, AGAIN = 1, 2, 4, 16  # bits of the first byte of a step
+FLOWS = 4
+GOLDEN = Path(__file__).parent.parent / "golden" / "msnp"
 
 
 def steps_of(data: bytes) -> Iterator[Step]:
@@ -134,37 +139,88 @@ def payloads(data: bytes) -> None:
         redact_payload(verb, ["1", "10" if verb == "UUN" else "x"], data)
 
 
-def web(data: bytes) -> None:
-    """Two flows that speak HTTP, through the whole pipeline: gateway and tunnels. The bits of the
-    first byte say in turn which of them a step is of."""
+class Placed(NamedTuple):
+    """What one end of one of `FLOWS` flows says next; data: bytes, or how many were lost.
+
+    again: it begins earlier by its own length, as what TCP sends again does.
+    """
+
+    flow: int
+    direction: Direction
+    data: bytes | int
+    again: bool = False
+
+
+def placed_of(data: bytes) -> Iterator[Placed]:
+    """As `steps_of`, with further flags: the flow, and whether the bytes come again."""
+    at = 0
+    while at + 3 <= len(data):
+        flags, length = data[at], int.from_bytes(data[at + 1 : at + 3], "big")
+        direction = Direction.TO_CLIENT if flags & CLIENTS else Direction.TO_SERVER
+        flow = flags // FLOW % FLOWS
+        at += 3
+        if flags & LOST:
+            yield Placed(flow, direction, length)
+            continue
+        yield Placed(flow, direction, data[at : at + length], bool(flags & AGAIN))
+        at += length
+
+
+def placed_bytes(flags: int, steps: Iterable[Placed]) -> bytes:
+    """The reverse of `placed_of`, with the first byte of an input."""
+    out = bytearray([flags])
+    for flow, direction, data, again in steps:
+        lost = isinstance(data, int)
+        length = data if isinstance(data, int) else len(data)
+        out.append(direction | flow % FLOWS * FLOW | (LOST if lost else AGAIN if again else 0))
+        out += length.to_bytes(2, "big")
+        out += b"" if isinstance(data, int) else data
+    return bytes(out)
+
+
+def pipelined(data: bytes, protocol: str | None) -> None:
+    """Flows of one application through the whole pipeline: segments that are lost or come again,
+    what is said across flows, and the time limits of what stays incomplete. The first byte says
+    what a record may tell and which flows were open before."""
     if not data:
         return
-    flows = (1, 2)
-    pipeline = Pipeline(protocol="http")
+    pipeline = Pipeline(protocol=protocol, content=Content(data[0] % len(Content)), key=KEY)
+    app = App("/usr/bin/pidgin", 4121, "pidgin", 1000, "", "")
+    places = [[0, 0] for _ in range(FLOWS)]
     records: list[Record] = []
-    places: dict[int, list[int]] = {}
     time_ns = START_NS
-    for number in flows:
-        ends = Endpoint("10.0.0.2", 1025 + number), Endpoint("192.0.2.80", 80)
-        flow = Flow(number, None, *ends, Role.CLIENT, time_ns)
+    for number in range(FLOWS):
+        port = 80 if protocol == "http" else 1863
+        ends = Endpoint("10.0.0.2", 1025 + number), Endpoint(f"192.0.2.{20 + 10 * number}", port)
+        midstream = bool(data[0] >> 4 + number & 1)
+        flow = Flow(number, app, *ends, Role.CLIENT, time_ns, midstream)
         records += pipeline.feed([Opened(flow, (0, 0))])
-        places[number] = [0, 0]
-    for index, (direction, piece) in enumerate(steps_of(data[1:])):
-        number = flows[data[0] >> (index & 7) & 1]
+    for number, direction, piece, again in placed_of(data[1:]):
         time_ns += 1_000_000_000
         place = places[number]
         length = piece if isinstance(piece, int) else len(piece)
+        start = max(0, place[direction] - length) if again else place[direction]
         if isinstance(piece, bytes):
-            segment = Segment(number, direction, place[direction], memoryview(piece), time_ns)
+            segment = Segment(number, direction, start, memoryview(piece), time_ns)
             records += pipeline.feed([segment])
-        place[direction] += length
+        place[direction] = max(place[direction], start + length)
         records += pipeline.tick(time_ns)
-    for number in flows:
+    for number in range(FLOWS):
         records += pipeline.feed([Closed(number, time_ns, "fin")])
     records += pipeline.tick(time_ns + 1_000_000_000_000)
     for record in records:
         assert not isinstance(record.body, ParserFailed), record.body
         msgspec.json.encode(record.body)
+
+
+def web(data: bytes) -> None:
+    """Flows that speak HTTP: gateway and tunnels."""
+    pipelined(data, "http")
+
+
+def flows(data: bytes) -> None:
+    """Flows of which the first bytes say what they speak."""
+    pipelined(data, None)
 
 
 GATEWAY = (
@@ -195,7 +251,27 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "packets": packets,
     "payloads": payloads,
     "web": web,
+    "flows": flows,
 }
+
+
+def words() -> Iterator[bytes]:
+    """What the protocols look for: a dictionary for mutations."""
+    for forms in FORMS:
+        yield from (verb.encode() for verb in forms if not verb.isdigit())
+    yield from (opening for openings in OPENINGS.values() for opening in openings)
+    yield from (b"\r\n", b"\r\n\r\n", b" OK", b" 0", b"217 1 5", b" CKI ", b"MSNP21", b"{1}", b"@e")
+    yield from (f"{name}: ".encode() for name in FIELDS.split())
+    yield from (guid.encode() for guid in (*FILE_GUIDS, *MEDIA_GUIDS))
+
+
+FIELDS = """
+Content-Type Content-Length Message-ID Chunks Chunk TypingUser P2P-Dest P2P-Src Routing Reliability
+Messaging Notification Publication From To Uri Message-Type Message-Subtype Call-ID Via EUF-GUID
+SessionID Context Nonce Hashed-Nonce Bridge Listening IPv4Internal-Addrs IPv4Internal-Port
+Invitation-Command Invitation-Cookie Application-GUID Application-File Application-FileSize
+AuthCookie IP-Address PortX Cancel-Code X-MSN-Messenger Transfer-Encoding Mail-Data MSPAuth
+"""
 
 
 def seeds(name: str) -> Iterator[bytes]:
@@ -205,8 +281,21 @@ def seeds(name: str) -> Iterator[bytes]:
             yield bytes_of(number & 3, script)
             yield bytes_of(0, script)
     elif name == "web":
-        yield bytes_of(0, GATEWAY)
-        yield bytes_of(5, (*GATEWAY, (Direction.TO_CLIENT, 10), *GATEWAY))
+        yield placed_bytes(0, (Placed(0, *step) for step in GATEWAY))
+        twice = [Placed(number % 3, *step) for number, step in enumerate((*GATEWAY, *GATEWAY))]
+        yield placed_bytes(1, (*twice[:4], Placed(0, Direction.TO_CLIENT, 10), *twice[4:]))
+    elif name == "flows":
+        for path in sorted(GOLDEN.glob("*.transcript")):
+            transcript = transcripts.read(path)
+            numbers = {flow: number for number, flow in enumerate(transcript.flows)}
+            yield placed_bytes(
+                1,
+                (
+                    Placed(numbers[step.flow], step.direction, step.data)
+                    for step in transcript.steps
+                    if step.data is not None
+                ),
+            )
     elif name == "packets":
         yield SLP
         yield packet(0, SLP, len(SLP))
