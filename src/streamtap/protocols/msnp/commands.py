@@ -5,6 +5,7 @@ forms seen in published traffic of clients and servers. Counts are arguments aft
 transaction id and payload length included.
 """
 
+import re
 from typing import NamedTuple
 
 from streamtap.model import Direction
@@ -138,10 +139,18 @@ TELLS_VERSION = frozenset({"VER", "CNT", "XFR"})
 STATUSES = _words("NLN BSY IDL BRB AWY PHN LUN HDN FLN")
 METHODS = _words("MD5 TWN SSO CTP SHA")
 
+_SESSION = re.compile(r"[0-9A-Za-z-]{1,64}")
+
 
 def is_number(word: str) -> bool:
     """Whether a word is a decimal number of a size that any field of MSNP may have."""
     return len(word) <= 10 and word.isdecimal() and word.isascii()
+
+
+def is_session(word: str) -> bool:
+    """Whether a word may be the id of a switchboard session: decimal from the servers of old, of
+    other forms from those that people run today; never with the dots of a cookie."""
+    return _SESSION.fullmatch(word) is not None
 
 
 def plausible(direction: Direction, words: list[str]) -> bool:
@@ -159,7 +168,7 @@ def plausible(direction: Direction, words: list[str]) -> bool:
     if verb == "MSG" and direction is Direction.TO_CLIENT:
         return len(args) >= 3 and ("@" in first or first == "Hotmail")
     if verb == "RNG":
-        return len(args) >= 6 and is_number(first) and args[2] == "CKI"
+        return len(args) >= 6 and is_session(first) and args[2] == "CKI"
     if verb == "NFY":
         return first in ("PUT", "DEL")
     if verb in ("LST", "LSG", "PRP", "BPR", "GTC", "BLP"):

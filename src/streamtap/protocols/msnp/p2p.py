@@ -18,6 +18,7 @@ from streamtap.protocols.msnp.secrets import redact_value
 
 HEADER = struct.Struct("<IIQQIIIIQ")
 ACK, HANDSHAKE = 0x2, 0x100
+FIRST = 0x1  # flag of a version 2 packet that begins a message of MSNSLP
 SLP_LIMIT = 16 * 1024  # a file offer with its Context is 2 KiB
 SLP_OPEN = 8  # unfinished messages of one direction
 ACCOUNT = 320
@@ -36,7 +37,11 @@ _MIRRORED = re.compile(r"\A(?:sddA|srddA|troP|stroPdnA|ecnoN|labolg)|4vPI\Z|6vPI
 
 
 class Raw(NamedTuple):
-    """A packet's header, and its data."""
+    """A packet's header, and its data.
+
+    sequence, following: of version 2, where the packet stands among all that its sender says to
+    one endpoint, and where the next one does.
+    """
 
     version: int
     session: int
@@ -46,6 +51,8 @@ class Raw(NamedTuple):
     flags: int
     application: int | None
     data: bytes
+    sequence: int = 0
+    following: int = 0
 
 
 def decode(body: bytes, *, footer: bool, endpoints: bool) -> Raw | None:
@@ -76,7 +83,7 @@ def _decode_v1(body: bytes, tail: int) -> Raw | None:
 def _decode_v2(body: bytes, tail: int) -> Raw | None:
     if len(body) < 8:
         return None
-    head, flags, size, _ = struct.unpack_from(">BBHI", body)
+    head, flags, size, sequence = struct.unpack_from(">BBHI", body)
     if head < 8 or head % 4 or head + size not in (len(body), len(body) - tail):
         return None
     if size == 0:
@@ -97,7 +104,9 @@ def _decode_v2(body: bytes, tail: int) -> Raw | None:
         at += 2 + length
     data = inner[inner[0] :]
     # Version 2 counts down: the position is not on the wire, `total` is what is still to come.
-    return Raw(2, session, package, 0, len(data) + remaining, kind, None, data)
+    total = len(data) + remaining
+    following = (sequence + size) % 2**32
+    return Raw(2, session, package, 0, total, kind, None, data, sequence, following)
 
 
 def decode_all(body: bytes) -> list[tuple[Raw, int]]:
@@ -160,22 +169,36 @@ class Packets:
         )
 
     def _slp(self, raw: Raw, sender: str) -> Slp | None:
-        if len(raw.data) == raw.total and (raw.version == 1 or raw.message == 0):
+        if raw.version == 1:
+            return self._by_position(raw, sender)
+        # Package numbers are 0 for most; what continues a message is where it left off.
+        before = None if raw.flags & FIRST else self._open.pop((sender, raw.sequence), None)
+        text = bytearray() if before is None else before
+        text += raw.data
+        if len(raw.data) == raw.total:
+            return parse_slp(bytes(text))
+        if len(text) <= SLP_LIMIT and (before is not None or raw.flags & FIRST):
+            self._hold((sender, raw.following), text)
+        return None
+
+    def _by_position(self, raw: Raw, sender: str) -> Slp | None:
+        if len(raw.data) == raw.total:
             return parse_slp(raw.data)
         key = (sender, raw.message)
-        text = self._open.setdefault(key, bytearray())
-        if raw.version == 1 and raw.position != len(text):
-            del self._open[key]  # a part is missing: the message can't be read
-            return None
+        text = self._open.pop(key, bytearray())
+        if raw.position != len(text):
+            return None  # a part is missing: the message can't be read
         text += raw.data
-        if len(text) > SLP_LIMIT:
-            del self._open[key]
-        elif len(text) >= raw.total if raw.version == 1 else len(raw.data) == raw.total:
-            del self._open[key]
-            return parse_slp(bytes(text))
-        elif len(self._open) > SLP_OPEN:
-            del self._open[next(iter(self._open))]
+        if len(text) >= raw.total:
+            return parse_slp(bytes(text)) if len(text) <= SLP_LIMIT else None
+        if len(text) <= SLP_LIMIT:
+            self._hold(key, text)
         return None
+
+    def _hold(self, key: tuple[str, int], text: bytearray) -> None:
+        self._open[key] = text
+        if len(self._open) > SLP_OPEN:
+            del self._open[next(iter(self._open))]
 
 
 def _fields(block: bytes) -> dict[str, str]:

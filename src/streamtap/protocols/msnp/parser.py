@@ -16,16 +16,16 @@ from streamtap.protocols.msnp.prelude import Prelude, without_prelude
 _FIRST = re.compile(
     rb"(?:VER [0-9]{1,10} (?:MSNP[0-9]|CVR0)"
     rb"|USR [0-9]{1,10} (?:(?:MD5|TWN|SSO|CTP|SHA) [ISA]\b|[^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ *\r?\n)"
-    rb"|ANS [0-9]{1,10} [^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ [0-9]+ *\r?\n"
+    rb"|ANS [0-9]{1,10} [^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ [^ \r\n]+ *\r?\n"
     rb"|XFR [0-9]{1,10} NS|CNT [0-9]{1,10} CON )"
 )
 # What a server says first on a flow that was open before we came.
 _ANSWER = re.compile(
     rb"(?:VER [0-9]{1,10} (?:MSNP|CVR0|0\r)|(?:NLN|ILN [0-9]+) [A-Z]{3} [^ \r\n@]+@|FLN [^ \r\n@]+@"
     rb"|MSG (?:Hotmail|[^ \r\n@]+@[^ \r\n]+) [^\r\n]+ [0-9]+\r?\nMIME-Version:"
-    rb"|(?:JOI|BYE) [^ \r\n@]+@[^ \r\n]+[ \r]|USR [0-9]+ OK [^ \r\n@]+@|QNG [0-9]+\r?\n"
+    rb"|(?:JOI|BYE) [^ \r\n@]+@[^ \r\n]+[ \r]|USR [0-9]+ OK [^ \r\n@]+@|QNG(?: [0-9]+)?\r?\n"
     rb"|UBX [^ \r\n@]+@[^ \r\n]+ [0-9 ]+\r?\n<|NFY (?:PUT|DEL) [0-9]+\r?\nRouting:"
-    rb"|RNG [0-9]+ [^ \r\n]+ CKI |CHL 0 [0-9]+\r?\n)"
+    rb"|RNG [^ \r\n]+ [^ \r\n]+ CKI |CHL 0 [0-9]+\r?\n)"
 )
 # What a client says on such a flow; the first line may be any.
 _REQUEST = re.compile(
@@ -40,7 +40,7 @@ _MESSAGE = re.compile(
 )
 _VERBS = (b"VER ", b"USR ", b"ANS ", b"XFR ", b"CNT ")
 _LATER_VERBS = (
-    *(b"MSG ", b"UUX ", b"ADL ", b"PUT ", b"SDG ", b"CHG ", b"CAL ", b"PNG\r", b"QRY "),
+    *(b"MSG ", b"UUX ", b"ADL ", b"PUT ", b"SDG ", b"CHG ", b"CAL ", b"PNG\r", b"QRY ", b"QNG\r"),
     *(b"NLN ", b"ILN ", b"FLN ", b"JOI ", b"BYE ", b"QNG ", b"UBX ", b"NFY ", b"RNG ", b"CHL "),
 )
 _Streams = tuple[CommandStream, CommandStream] | tuple[DirectStream, DirectStream]

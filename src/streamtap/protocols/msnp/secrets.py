@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from streamtap.model import Direction
 from streamtap.protocols._redact import redact
-from streamtap.protocols.msnp.commands import METHODS, is_number
+from streamtap.protocols.msnp.commands import METHODS, is_number, is_session
 
 Redactor = Callable[[list[str]], list[str]]
 
@@ -52,7 +52,7 @@ def _rng(args: list[str]) -> list[str]:
 
 def _ans(args: list[str]) -> list[str]:
     keep = 2 if len(args) > 1 and "@" in args[1] else 1
-    if len(args) == 4 and is_number(args[3]):
+    if len(args) == 4 and is_session(args[3]):
         return [*_hide(args[:3], keep), args[3]]  # the session id is no secret
     return args if args[1:] == ["OK"] else _hide(args, keep)
 
@@ -132,6 +132,7 @@ def redact_arguments(direction: Direction, verb: str, args: list[str]) -> list[s
     redactor = ARGUMENTS[direction].get(verb)
     if redactor is None:
         return args
-    if args and not is_number(args[0]):  # no form that we know: nothing in it is known to be safe
+    known = is_session if verb == "RNG" else is_number
+    if args and not known(args[0]):  # no form that we know: nothing in it is known to be safe
         return _hide(args, 0)
     return redactor(args)
