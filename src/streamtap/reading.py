@@ -55,27 +55,29 @@ def open_source(
     *,
     follow: bool = False,
     wait: Wait | None = None,
+    acknowledgements: bool = False,
     max_flows: int = MAX_FLOWS,
 ) -> OfflineSource:
     """The source of several captures as one. Raises NotFound, PermissionMissing."""
     names = [os.fspath(path) for path in paths]
     open_ = partial(open_input, follow=follow, wait=wait)
-    if len(names) > 1:
-        return OfflineSource(Serial(Merge(names, open_), chosen), chosen, max_flows=max_flows)
-    source = open_(names[0])
     processes = len(os.sched_getaffinity(0))
     stretches: StretchSource
-    if (
-        source.regular
-        and not follow
-        and (source.size or 0) >= PAYS
-        and processes > 1
-        and threading.active_count() == 1  # a process with threads can't safely be forked
-    ):
-        stretches = Workers(source, chosen, min(processes, MOST_WORKERS))
+    if len(names) > 1:
+        stretches = Serial(Merge(names, open_), chosen)
     else:
-        stretches = Serial(Single(source), chosen)
-    return OfflineSource(stretches, chosen, max_flows=max_flows)
+        source = open_(names[0])
+        if (
+            source.regular
+            and not follow
+            and (source.size or 0) >= PAYS
+            and processes > 1
+            and threading.active_count() == 1  # a process with threads can't safely be forked
+        ):
+            stretches = Workers(source, chosen, min(processes, MOST_WORKERS))
+        else:
+            stretches = Serial(Single(source), chosen)
+    return OfflineSource(stretches, chosen, acknowledgements=acknowledgements, max_flows=max_flows)
 
 
 class Reading(Tally):
@@ -103,7 +105,14 @@ class Reading(Tally):
         super().__init__()
         self._names = [os.fspath(path) for path in paths]
         self._stop = stop
-        self.source = open_source(paths, chosen, follow=follow, wait=wait, max_flows=max_flows)
+        self.source = open_source(
+            paths,
+            chosen,
+            follow=follow,
+            wait=wait,
+            acknowledgements=bool(taps),
+            max_flows=max_flows,
+        )
         self.pipeline = Pipeline(
             content=content,
             places=selection.places | COUNTED,

@@ -119,11 +119,13 @@ class _Strand:
 class Connections:
     """The connections that are open, and those that have ended lately.
 
+    acknowledgements: every segment has its own, for who writes packets.
     passed: packets that say nothing to any flow, by reason. missing: bytes that the capture cut.
     evicted: flows that were closed because there were too many.
     """
 
-    def __init__(self, *, max_flows: int = MAX_FLOWS) -> None:
+    def __init__(self, *, acknowledgements: bool = False, max_flows: int = MAX_FLOWS) -> None:
+        self._acknowledgements = acknowledgements
         self.passed: Counter[str] = Counter()
         self.missing = 0
         self.evicted = 0
@@ -216,8 +218,9 @@ class Connections:
         sequence = batch.sequence[index]
         time_ns = batch.run_last_ns[index]
         ack = batch.ack[index]
-        # Where all has come in order, they tell nothing until the end.
-        acknowledged = ack if connection.ragged and ack >= 0 else None
+        # Where all has come in order, they tell the streams nothing until the end.
+        telling = self._acknowledgements or connection.ragged
+        acknowledged = ack if telling and ack >= 0 else None
         if high > low:
             if stop - start < 2:
                 items.append(

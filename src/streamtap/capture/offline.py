@@ -21,15 +21,20 @@ class OfflineSource:
     """Reads captures. Iterating gives what each stretch tells, in order per flow; at the end, all
     that is still open is closed.
 
-    packets: how many were read.
+    acknowledgements: every segment has its own. packets: how many were read.
     """
 
     def __init__(
-        self, stretches: StretchSource, chosen: Chosen, *, max_flows: int = MAX_FLOWS
+        self,
+        stretches: StretchSource,
+        chosen: Chosen,
+        *,
+        acknowledgements: bool = False,
+        max_flows: int = MAX_FLOWS,
     ) -> None:
         self._stretches = stretches
         self._chosen = chosen
-        self._connections = Connections(max_flows=max_flows)
+        self._connections = Connections(acknowledgements=acknowledgements, max_flows=max_flows)
         self._fragments = Fragments()
         self._whole: Mapped | None = None  # payloads of packets that came in fragments
         self._passed: Counter[str] = Counter()
