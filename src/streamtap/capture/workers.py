@@ -83,6 +83,11 @@ class Workers:
             theirs.close()
             self._processes.append(process)
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes at work."""
+        return [process.pid for process in self._processes if process.pid is not None]
+
     def __iter__(self) -> Iterator[tuple[Stretch, Payload]]:
         try:
             yield from self._parts()
