@@ -81,6 +81,8 @@ def ours(path: Path, *, tunnels: bool) -> tuple[dict[Key, list[list[Part]]], str
                 parts.append(length if item.data is None else bytes(item.data))
     except StreamtapError as failure:
         error = str(failure)
+    except Exception as failure:  # a defect of ours is a finding, the others are still compared
+        error = f"defect: {failure!r}"
     by_key: dict[Key, list[list[Part]]] = defaultdict(list)
     for (_, key), parts in found.items():
         if any(isinstance(part, bytes) for part in parts):

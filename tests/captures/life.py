@@ -82,6 +82,13 @@ def unanswered() -> list[Captured]:
     )
 
 
+def second_try() -> list[Captured]:
+    """Refused, then accepted."""
+    first, second = Talk(), Talk(isn=(9_000_000, 9_000_077))
+    refusal = first.packet(S, -1, flags=RST | ACK, ack=0)
+    return framed(first.syn(), refusal, 1.0, *whole(second))
+
+
 def half_open() -> list[Captured]:
     """The server has forgotten the connection."""
     talk = Talk()
@@ -266,6 +273,7 @@ CASES = [
         [BOTH._replace(midstream=True)],
     ),
     Case("unanswered", "SYNs to nobody, and to who says no.", unanswered(), []),
+    Case("second-try", "Refused at first.", second_try(), [BOTH]),
     Case(
         "half-open",
         "One end has forgotten the connection.",

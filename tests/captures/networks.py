@@ -175,6 +175,10 @@ def other_protocols() -> list[Captured]:
     ]
 
 
+def no_tcp() -> list[Captured]:
+    return framed(ipv4("10.0.0.1", "192.0.2.1", udp((40000, 53), ASK), protocol=17))
+
+
 def malformed() -> list[Captured]:
     """Headers that can't be: each is passed over, and the connection goes on."""
     talk = Talk()
@@ -249,5 +253,6 @@ CASES = [
     Case("ipv4-in-ipv6", "IPv4 in IPv6.", in_ipv6(Talk()), [BOTH], tunnels=True),
     Case("ipv6-in-ipv6", "IPv6 in IPv6.", in_ipv6(Talk(*SIX)), [BOTH_6], tunnels=True),
     Case("other-protocols", "What is not TCP, and a quoted segment.", other_protocols(), [BOTH]),
+    Case("no-tcp", "A capture without TCP.", no_tcp(), []),
     Case("malformed", "Headers that can't be.", malformed(), [BOTH]),
 ]

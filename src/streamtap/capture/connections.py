@@ -335,7 +335,7 @@ class Connections:
         flags, sequence = batch.flags[index], batch.sequence[index]
         if flags & SYN:
             known = sequence in connection.sequences
-            if known or not connection.told:
+            if known or not (connection.told or connection.reason):
                 return False
             if connection.reason:
                 return True
