@@ -139,7 +139,7 @@ class Connections:
     def take(
         self, strands: Strands, runs: Runs, payload: Payload, apps: Sequence[App] = ()
     ) -> list[Item]:
-        """What a batch tells, in order per flow.
+        """What a batch tells, in order per flow; `settle` comes after it.
 
         apps: of the batch's processes, of which the first stands for "not known".
         """
@@ -166,8 +166,13 @@ class Connections:
             first = last
         if count:
             self._now_ns = max(self._now_ns, batch.last_ns_of_all)
+        return items
+
+    def settle(self) -> list[Item]:
+        """Closings of what had ended before the batch did, once all of the batch was taken."""
+        items: list[Item] = []
         self._close_ended(items)
-        if len(table) > self._max_flows:
+        if len(self._table) > self._max_flows:
             self._evict(items)
         return items
 

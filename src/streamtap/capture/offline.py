@@ -43,11 +43,13 @@ class OfflineSource:
     def __iter__(self) -> Iterator[list[Item]]:
         for found, payload in self._stretches:
             self.packets += found.packets
-            yield self._take(found, payload)
+            items = self._take(found, payload)
+            # With the rest of the stretch: what an acknowledgement in it covers is no gap yet.
             for fragment in found.fragments:
                 whole = self._fragments.add(*fragment)
                 if whole is not None:
-                    yield self._take(*self._decode(fragment.time_ns, whole))
+                    items += self._take(*self._decode(fragment.time_ns, whole))
+            yield items + self._connections.settle()
 
     def finish(self) -> list[Item]:
         """Closings of the flows that are open still."""

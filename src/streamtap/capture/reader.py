@@ -140,8 +140,8 @@ class PacketSource(Protocol):
 class Single:
     """The packets of one capture."""
 
-    def __init__(self, source: Input) -> None:
-        self._reader = Reader(source)
+    def __init__(self, source: Input, *, stretch: int = STRETCH) -> None:
+        self._reader = Reader(source, stretch=stretch)
 
     def __iter__(self) -> Iterator[Packets]:
         return iter(self._reader)
