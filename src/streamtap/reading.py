@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
+from operator import attrgetter
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -31,6 +32,7 @@ from streamtap.tally import COUNTED, Tally
 from streamtap.trace import Selection
 
 MOST_WORKERS = 3  # one process takes in what they decode
+_time = attrgetter("time_ns")
 Wait = Callable[[float], bool]  # waits so many seconds; true where no more is wanted
 Paths = Sequence[str | os.PathLike[str]]
 
@@ -105,6 +107,8 @@ class Reading(Tally):
         super().__init__()
         self._names = [os.fspath(path) for path in paths]
         self._stop = stop
+        # What comes as it happens is told at once; of files, a stretch later, in better order.
+        self._arrives = follow or not all(os.path.isfile(name) for name in self._names)
         self.source = open_source(
             paths,
             chosen,
@@ -135,6 +139,7 @@ class Reading(Tally):
         """All records, some of them of places that were not selected."""
         pipeline, source = self.pipeline, self.source
         began_ns: int | None = None
+        records: list[Record] = []
         for items in source:
             if began_ns is None:
                 began_ns = min(
@@ -143,13 +148,21 @@ class Reading(Tally):
                 )
                 started = Started(version=__version__, source=f"capture {', '.join(self._names)}")
                 yield pipeline.note(began_ns, started)
-            yield self.counted(pipeline.feed(items))
-            yield self.counted(pipeline.tick(source.now_ns))
+            # In the order of time as far as a stretch goes: what waited in the pipeline, for the
+            # end of a burst, belongs before what is newer.
+            yield records
+            records = self.counted(pipeline.feed(items) + pipeline.tick(source.now_ns))
+            records.sort(key=_time)
+            if self._arrives:
+                yield records
+                records = []
             if self._stop():
                 self.ended = "stop"
                 break
         self.ended = self.ended or "end"
-        yield self.counted(pipeline.feed(source.finish()))
+        records += self.counted(pipeline.feed(source.finish()))
+        records.sort(key=_time)
+        yield records
         self.drops = self._losses()
         stopped = Stopped(
             flows=self.flows,

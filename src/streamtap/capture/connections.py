@@ -38,6 +38,7 @@ FORGED = "resets from outside of the window"
 STRAY = "ends of connections that were not seen"
 _MASK = 0xFFFF_FFFF
 _HALF = 1 << 31
+_RECEIVED, _SENT = 1, 2  # `Strands.way`
 _TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 _Key = tuple[int, int]
 
@@ -91,7 +92,7 @@ class Connection:
 class _Strand:
     """What is needed of a strand to open a flow."""
 
-    __slots__ = ("app", "from_high", "header", "ports", "time_ns", "version")
+    __slots__ = ("app", "from_high", "header", "ports", "time_ns", "version", "way")
 
     def __init__(self, batch: "_Batch", index: int, time_ns: int) -> None:
         strands = batch.strands
@@ -101,6 +102,7 @@ class _Strand:
         self.ports = int(strands.source_port[index]), int(strands.destination_port[index])
         process = int(strands.process[index])
         self.app = batch.apps[process] if process else None
+        self.way = int(strands.way[index])
         self.time_ns = time_ns
 
     def ends(self) -> tuple[Endpoint, Endpoint]:
@@ -415,18 +417,17 @@ class Connections:
     def _opened(self, connection: Connection) -> Opened:
         first = connection.strand
         source, destination = first.ends()
-        client, server = (
-            (source, destination)
-            if first.from_high is connection.client_high
-            else (destination, source)
-        )
+        by_client = first.from_high is connection.client_high
+        client, server = (source, destination) if by_client else (destination, source)
+        # Where it is known whose the packet is, and which way it went, his end is the local one.
+        of_server = first.app is not None and first.way == (_RECEIVED if by_client else _SENT)
         to_server, to_client = connection.sequences
         flow = Flow(
             connection.flow_id,
             first.app,
-            client,
-            server,
-            Role.CLIENT,
+            server if of_server else client,
+            client if of_server else server,
+            Role.SERVER if of_server else Role.CLIENT,
             connection.opened_ns,
             connection.midstream,
         )

@@ -55,6 +55,8 @@ class Packets(NamedTuple):
     processes: (n,) int64, index in `identities`, 0 where the process is not known; None where no
         packet of the batch has process data.
     identities: the processes of this batch; the first only stands for "not known".
+    ways: (n,) uint8, whether its host received (1) or sent (2) the packet, 0 where it does not
+        tell; None as `processes`.
     """
 
     data: NDArray[np.uint8]
@@ -65,6 +67,7 @@ class Packets(NamedTuple):
     links: int | NDArray[np.uint16]
     processes: NDArray[np.int64] | None = None
     identities: tuple[Process, ...] = ()
+    ways: NDArray[np.uint8] | None = None
 
 
 class Layout(Protocol):

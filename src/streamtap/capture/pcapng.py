@@ -156,9 +156,9 @@ class PcapngLayout:
         options_at = starts + ((captured + 3) & ~3)
         options_at[simple] = ends[simple]
         found = PacketOptions(data, self.order, options_at, ends)
-        processes, identities = self.processes.of_packets(found, records, times_ns, told)
+        whose = self.processes.of_packets(found, records, times_ns, told)
         lengths = np.maximum(captured, lengths)
-        return Packets(data, starts, captured, lengths, times_ns, links, processes, identities)
+        return Packets(data, starts, captured, lengths, times_ns, links, *whose)
 
     def learned(self, data: NDArray[np.uint8], records: NDArray[np.int64]) -> "PcapngLayout":
         heads = self._heads(data, records)

@@ -32,6 +32,7 @@ _CUSTOM_HEAD = Struct("<II")  # entry type, entry length; behind the enterprise 
 # Options of the process blocks. Apple's has only a name, by the same code.
 _NAME, _PATH, _UID, _STARTED = 2, 3, 6, 9
 # Options of a packet.
+_FLAGS = 2  # the lowest two bits: received, or sent
 _PID, _APPLE_PROCESS, _APPLE_ON_BEHALF = 8, 32769, 32771
 _PID_LINE = b"PID:"  # what the comment of a packet begins with
 _COMM = 15  # characters that Linux keeps of a process's name
@@ -73,14 +74,15 @@ class Processes:
         records: NDArray[np.int64],
         times_ns: NDArray[np.int64],
         told: Sequence[Told],
-    ) -> tuple[NDArray[np.int64] | None, tuple[Process, ...]]:
-        """Which process each packet belongs to, as `Packets.processes` and `.identities`.
+    ) -> tuple[NDArray[np.int64] | None, tuple[Process, ...], NDArray[np.uint8] | None]:
+        """Which process each packet belongs to, as `Packets.processes`, `.identities` and
+        `.ways`.
 
         records: where the packets' blocks begin. told: the process blocks that lie among them.
         """
         said = _Said.of(found, len(records))
         if said is None:
-            return None, ()
+            return None, (), None
         keys = np.zeros(len(records), np.int64)
         identities: dict[Process, int] = {Process(0): 0}
 
@@ -110,7 +112,7 @@ class Processes:
             keys[packet] = texts[text]
         for pid, which in _groups(np.where(keys == 0, said.pids, 0), 0):
             keys[which] = key(Process(pid))
-        return keys, tuple(identities)
+        return keys, tuple(identities), said.ways
 
 
 def _current(
@@ -131,18 +133,21 @@ def _current(
 
 @dataclass(frozen=True)
 class _Said:
-    """What packets say of their process, (n,) each; 0 or -1 where they don't."""
+    """What packets say of their process, (n,) each; 0 or -1 where they don't. ways: as in
+    `Packets`."""
 
     pids: NDArray[np.int64]
     numbers: NDArray[np.int64]
     comments: NDArray[np.int64]
     lengths: NDArray[np.int64]
+    ways: NDArray[np.uint8]
 
     @classmethod
     def of(cls, found: PacketOptions, count: int) -> "_Said | None":
         """None where no packet says anything."""
         pids = np.zeros(count, np.int64)
         numbers, comments, lengths = (np.full(count, -1, np.int64) for _ in range(3))
+        ways = np.zeros(count, np.uint8)
         anything = False
 
         def put(column: NDArray[np.int64], these: NDArray[np.int64]) -> None:
@@ -156,11 +161,13 @@ class _Said:
             put(pids, by_pid)
             put(numbers, behalf)
             put(numbers, process)
+            flags = np.flatnonzero((codes == _FLAGS) & (length == 4))
+            ways[which[flags]] = found.u32(at[flags]) & 3
             text = np.flatnonzero((codes == COMMENT) & (length >= 4))
             text = text[(found.u32(at[text]) == found.as_u32(_PID_LINE))]
             comments[which[text]], lengths[which[text]] = at[text], length[text]
             anything |= bool(len(by_pid) + len(process) + len(behalf) + len(text))
-        return cls(pids, numbers, comments, lengths) if anything else None
+        return cls(pids, numbers, comments, lengths, ways) if anything else None
 
 
 def _groups(values: NDArray[np.int64], nothing: int) -> Iterator[tuple[int, NDArray[np.int64]]]:

@@ -259,6 +259,7 @@ def _some(packets: Packets, which: NDArray[Any]) -> Packets:
         times_ns=packets.times_ns[which],
         links=links if isinstance(links, int) else links[which],
         processes=None if processes is None else processes[which],
+        ways=None if packets.ways is None else packets.ways[which],
     )
 
 
@@ -291,5 +292,11 @@ def _merged(parts: Sequence[Packets]) -> Packets:
             ]
         ),
         identities=tuple(one for part in parts for one in part.identities),
+        ways=np.concatenate(
+            [
+                np.zeros(len(part.offsets), np.uint8) if part.ways is None else part.ways
+                for part in parts
+            ]
+        ),
     )
     return _some(whole, np.argsort(whole.times_ns, kind="stable"))

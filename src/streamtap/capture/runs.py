@@ -36,7 +36,7 @@ class Strands(NamedTuple):
     one another.
 
     low, high: the two ends of the connection as numbers; from_high: the higher one sends.
-    header, version, source_port, destination_port, time_ns, process: of its first packet.
+    header, version, source_port, destination_port, time_ns, process, way: of its first packet.
     last_ns: of its last packet. acknowledgment: of its last packet, -1 without one.
     run: its first run; the last entry is the number of all runs, so that there is one more.
     """
@@ -50,6 +50,7 @@ class Strands(NamedTuple):
     destination_port: NDArray[np.uint16]
     time_ns: NDArray[np.int64]
     process: NDArray[np.int64]
+    way: NDArray[np.int64]
     last_ns: NDArray[np.int64]
     acknowledgment: NDArray[np.int64]
     run: NDArray[np.int64]
@@ -165,7 +166,6 @@ def find_runs(
         repeated=repeated,
     )
     heads = order[begins]
-    processes = packets.processes
     strands = Strands(
         low=low[begins],
         high=high[begins],
@@ -175,11 +175,8 @@ def find_runs(
         source_port=segments.source_port[heads],
         destination_port=segments.destination_port[heads],
         time_ns=times[begins],
-        process=(
-            np.zeros(len(heads), np.int64)
-            if processes is None
-            else processes[segments.packet[heads]]
-        ),
+        process=_or_zero(packets.processes, segments.packet[heads]),
+        way=_or_zero(packets.ways, segments.packet[heads]),
         last_ns=times[ends],
         acknowledgment=acks[ends],
         run=np.searchsorted(strand[starts], np.arange(len(begins) + 1)),
@@ -277,6 +274,10 @@ def _by_strand(
 def _acknowledged(segments: Segments, order: NDArray[np.int64]) -> NDArray[np.int64]:
     acks = segments.acknowledgment[order].astype(np.int64)
     return np.where(segments.flags[order] & ACK != 0, acks, -1)
+
+
+def _or_zero(column: NDArray[Any] | None, at: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.zeros(len(at), np.int64) if column is None else column[at]
 
 
 def _headers(data: NDArray[np.uint8], at: NDArray[np.int64]) -> NDArray[Any]:

@@ -41,13 +41,15 @@ class _Task(NamedTuple):
 
 class _Done(NamedTuple):
     """What a part gave. begin: where its first record begins, -1 if none was found; next: where
-    the one behind its last begins, and why no farther; size: of its payload."""
+    the one behind its last begins, and why no farther; size: of its payload; learned: the layout
+    behind it, where what it holds changes what is known of those that follow."""
 
     begin: int = -1
     next: int = -1
     why: Stop = Stop.END
     found: Stretch | None = None
     size: int = 0
+    learned: Layout | None = None
     problem: str = ""
 
 
@@ -111,7 +113,7 @@ class Workers:
                 continue
             if done.begin != at:
                 # The guess was wrong, or there was none: once more, from where it is known.
-                task = task._replace(start=at, exact=True)
+                task = task._replace(start=at, exact=True, layout=layout)
                 self._pipes[task.number % len(self._pipes)].send(task)
                 done = self._take(task)
             if done.found is not None:
@@ -121,15 +123,18 @@ class Workers:
                 raise CaptureFileError(self._source.name, at, done.problem)
             if done.why is Stop.BAD:
                 raise CaptureFileError(self._source.name, at, BAD)
+            if done.learned is not None:
+                layout = done.learned
             if done.why is Stop.CHANGE:
-                changes += 1
                 layout, at = self._change(layout, at)
-                self.dropped = layout.dropped
-                while self._given:  # they were begun with what holds no more
-                    self._take(self._given.popleft())
-                given = at
             elif at < task.stop:
                 raise CaptureFileError(self._source.name, at, CUT)
+            if layout != task.layout:
+                changes += 1
+                self.dropped = layout.dropped
+                while self._given:  # they were begun without knowing
+                    self._take(self._given.popleft())
+                given = at
 
     def _slot(self, task: _Task) -> Mapped:
         return self._slots[task.number % len(self._slots)][task.slot]
@@ -225,13 +230,15 @@ def _do(task: _Task, fd: int, buffer: Buffer, chosen: Chosen, slot: Mapped) -> _
         buffer = Buffer(size + layout.longest)
         used = _read(fd, buffer, task.start, buffer.size)
         records, end, why = layout.walk(buffer.bytes[:used], begin, size)
-    found = None
+    found = learned = None
     if len(records):
+        learned = layout.learned(buffer.bytes[:used], records)
         packets = layout.packets(buffer.bytes[:used], records)
         packets = packets._replace(data=buffer.bytes[: used + SLACK])
         found = decode_stretch(packets, chosen, slot.payloads)
     payload = slot.payloads.size if found is not None else 0
-    return _Done(task.start + begin, task.start + end, why, found, payload)
+    changed = learned if learned != layout else None
+    return _Done(task.start + begin, task.start + end, why, found, payload, changed)
 
 
 def _read(fd: int, buffer: Buffer, at: int, size: int) -> int:
