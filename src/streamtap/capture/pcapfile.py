@@ -6,6 +6,7 @@ Format: draft-ietf-opsawg-pcap. A file header, then records of 16 bytes and a pa
 import re
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import islice
 from struct import Struct
 from typing import NoReturn, Self
 
@@ -23,6 +24,7 @@ HEADER = 24  # bytes that tell what a file is
 _RECORD = 16  # bytes of a record before its packet
 _ROW = np.dtype((np.void, _RECORD))
 _HEADER_OF = {order: Struct(order + "4I").unpack_from for order in "<>"}
+_CANDIDATES = 64  # places looked at for a guess: more, and it costs more than it saves
 # A snapshot length up to this is believed; what is above stands for "no limit" at best.
 _LARGEST_SNAPLEN = 16 << 20
 
@@ -95,7 +97,8 @@ class PcapLayout:
 
     def _find(self, view: memoryview, start: int, stop: int, high: int | None) -> int:
         pattern, lead = _header_pattern(self.order, self.unit_ns, high)
-        for match in pattern.finditer(view, start + lead, min(len(view), stop + _RECORD)):
+        matches = pattern.finditer(view, start + lead, min(len(view), stop + _RECORD))
+        for match in islice(matches, _CANDIDATES):
             at = match.start() - lead
             if at >= stop:
                 break

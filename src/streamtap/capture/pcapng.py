@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from struct import Struct
 
 import numpy as np
@@ -45,7 +46,8 @@ _TRIPLE = np.dtype((np.void, 12))
 _PAIR_OF = {order: Struct(order + "II").unpack_from for order in "<>"}
 _WORD_OF = {order: Struct(order + "I").unpack_from for order in "<>"}
 _MOST_INTERFACES = 16_384  # of a section
-_FIRST_SPAN = 1 << 17  # bytes walked first, lest each change of the layout cost a long walk
+_FIRST_SPAN = 1 << 12  # bytes walked first, lest each change of the layout cost a long walk
+_CANDIDATES = 64  # places looked at for a guess: more, and it costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class PcapngLayout:
             parts.append(found)
             if why is None and (at >= stop or at < bound):
                 why = self._stop_at(data, at, stop)
-            span *= 128
+            span *= 64
         return np.concatenate(parts), at, why
 
     def _sift(
@@ -207,7 +209,8 @@ class PcapngLayout:
     ) -> int:
         view = data.data
         pattern = re.compile(re.escape(kind.to_bytes(4, "little" if self.order == "<" else "big")))
-        for match in pattern.finditer(view, start, min(len(view), stop + 3)):
+        matches = pattern.finditer(view, start, min(len(view), stop + 3))
+        for match in islice(matches, _CANDIDATES):
             at = match.start()
             # Blocks begin at multiples of four from one another.
             if (near is None or not (at - near) & 3) and self._looks_right(view, at):
