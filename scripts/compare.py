@@ -32,6 +32,7 @@ SUFFIXES = re.compile(r"\.(pcap|pcapng|cap|ntar|dmp|trace)\d*(\.gz|\.zst)?$", re
 TOOLS = ("tshark", "tcpflow")
 FOLLOWED = 100  # streams that tshark follows in one run
 PATIENCE_S = 300
+PADDING = 6  # bytes that fill an Ethernet frame behind headers without options
 _NODE = re.compile(rb"Node ([01]): (.*):(\d+)$")
 _FLOW_FILE = re.compile(r"^(.+)\.(\d{5})-(.+)\.(\d{5})(?:--\d+)?(?:c(\d+))?$")
 _MISSING = re.compile(rb"\[\d+ bytes missing in capture file\]\0")
@@ -186,21 +187,37 @@ def _plain(address: str) -> str:
     return ".".join(str(int(byte)) for byte in address.split("."))
 
 
-def kind_of(mine: Sequence[bytes], theirs: Sequence[bytes], bare: bytes) -> str:
-    """How two tellings of one direction differ; bare: ours without its gaps."""
+def _same_beginnings(mine: Sequence[bytes], theirs: Sequence[bytes]) -> bool:
+    """Ours, with a few bytes behind; and a few bytes alone."""
+    rest = [other for other in theirs if len(other) > PADDING or other in mine]
+    return len(rest) == len(mine) and all(
+        other.startswith(one) and len(other) - len(one) <= PADDING
+        for one, other in zip(mine, rest, strict=True)
+    )
+
+
+def kind_of(
+    mine: Sequence[bytes], theirs: Sequence[bytes], *, bare: bytes, before_gaps: set[int]
+) -> str:
+    """How two tellings of one direction differ. bare: ours without its gaps; before_gaps: where in
+    ours a gap begins."""
     if not theirs:
         return "only streamtap"
     if not mine:
-        return "only the other"
+        few = all(len(other) <= PADDING for other in theirs)
+        return "the other has padding" if few else "only the other"
     one, other = b"".join(mine), b"".join(theirs)
     if one == other:
         return "split otherwise"
     if bare == _MISSING.sub(b"", other):
         return "same bytes, gaps otherwise"
     if one.startswith(other):
-        return "streamtap has more"
+        at_gap = len(other) in before_gaps
+        return "the other stops at a gap" if at_gap else "the other has less"
+    if _same_beginnings(mine, theirs):
+        return "the other has padding"
     if other.startswith(one):
-        return "streamtap has less"
+        return "the other has more"
     return "differs"
 
 
@@ -253,7 +270,10 @@ def differences(
             kind = "equal, with gaps" if any(isinstance(part, int) for part in parts) else "equal"
         else:
             bare = b"".join(part for part in parts if isinstance(part, bytes))
-            kind = kind_of(told, other, bare)
+            before_gaps = {
+                len(render(parts[:at])) for at, part in enumerate(parts) if isinstance(part, int)
+            }
+            kind = kind_of(told, other, bare=bare, before_gaps=before_gaps)
         yield Difference(tool, key, kind, [len(one) for one in told], [len(one) for one in other])
 
 
@@ -304,9 +324,9 @@ def main() -> None:
     if given.details:
         with given.details.open("w") as file:
             for outcome in outcomes:
-                name = str(outcome.path.relative_to(given.folder))
+                relative = str(outcome.path.relative_to(given.folder))
                 for difference in outcome.differences:
-                    file.write(json.dumps({"file": name, **difference._asdict()}) + "\n")
+                    file.write(json.dumps({"file": relative, **difference._asdict()}) + "\n")
     print(f"{len(chosen)} captures", file=sys.stderr)
     print("\n".join(table(outcomes)))
 

@@ -1,8 +1,9 @@
 """What lies below IP: link types, tags, padding, and what the capture left out."""
 
+import struct
 from collections.abc import Callable
 
-from helpers.corpus import LOOP, NULL, PPP, RAW, SLL, SLL2, Case, Counted, Heard, Hole
+from helpers.corpus import C_HDLC, LOOP, NULL, PPP, RAW, SLL, SLL2, Case, Counted, Heard, Hole
 from helpers.packets import (
     C,
     Captured,
@@ -12,6 +13,7 @@ from helpers.packets import (
     cooked,
     cooked_2,
     ethernet,
+    kind_of,
     loopback,
     mpls,
     pppoe,
@@ -36,6 +38,10 @@ def both_versions(frame: Callable[[bytes], bytes]) -> list[Captured]:
 def framed_ppp(packet: bytes) -> bytes:
     protocol = b"\x00\x57" if packet[0] >> 4 == 6 else b"\x00\x21"
     return b"\xff\x03" + protocol + packet
+
+
+def cisco(packet: bytes) -> bytes:
+    return b"\x0f\x00" + struct.pack(">H", kind_of(packet)) + packet
 
 
 def padded() -> list[Captured]:
@@ -115,6 +121,8 @@ CASES = [
         link=LOOP,
     ),
     Case("ppp", "PPP.", both_versions(framed_ppp), BOTH, link=PPP),
+    Case("cisco-hdlc", "Cisco HDLC.", both_versions(cisco), BOTH, link=C_HDLC),
+    Case("cisco-hdlc-as-ppp", "Cisco HDLC, said to be PPP.", both_versions(cisco), BOTH, link=PPP),
     Case("pppoe", "PPP over Ethernet.", both_versions(pppoe), BOTH),
     Case("mpls", "Two MPLS labels.", both_versions(lambda packet: mpls(packet, 16, 17)), BOTH),
     Case("padding", "Frames filled up to 60 bytes.", padded(), [Heard([b"yes"], [b"n"])]),

@@ -175,6 +175,15 @@ def other_protocols() -> list[Captured]:
     ]
 
 
+def claimed() -> list[Captured]:
+    """A total length beyond the frame's end: the frame is what was on the wire."""
+    talk = Talk()
+    syn, answer, last = talk.opening()
+    claims = answer[:2] + b"\x10\x34" + answer[4:]
+    said = [talk.c(0, ASK), talk.s(0, ANSWER)]
+    return framed(syn, claims, last, *said, *talk.closing(A, B))
+
+
 def no_tcp() -> list[Captured]:
     return framed(ipv4("10.0.0.1", "192.0.2.1", udp((40000, 53), ASK), protocol=17))
 
@@ -253,6 +262,7 @@ CASES = [
     Case("ipv4-in-ipv6", "IPv4 in IPv6.", in_ipv6(Talk()), [BOTH], tunnels=True),
     Case("ipv6-in-ipv6", "IPv6 in IPv6.", in_ipv6(Talk(*SIX)), [BOTH_6], tunnels=True),
     Case("other-protocols", "What is not TCP, and a quoted segment.", other_protocols(), [BOTH]),
+    Case("claimed-length", "An IP header that claims too much.", claimed(), [BOTH]),
     Case("no-tcp", "A capture without TCP.", no_tcp(), []),
     Case("malformed", "Headers that can't be.", malformed(), [BOTH]),
 ]

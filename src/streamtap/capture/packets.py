@@ -156,7 +156,8 @@ def _plain(packets: Packets, rows: NDArray[Any], at: NDArray[np.int64], chosen: 
     destination_port = rows["destination_port"].astype(np.uint16)
     source = (rows["source"].astype(np.uint64) << np.uint64(16)) | source_port
     destination = (rows["destination"].astype(np.uint64) << np.uint64(16)) | destination_port
-    stop = ip + rows["total"]
+    # A header may claim more than was on the wire.
+    stop = np.minimum(ip + rows["total"], offsets + packets.lengths[at])
     return _segments(
         rows,
         at,

@@ -247,10 +247,12 @@ def _pppoe(state: _State, rows: _Column) -> None:
 
 
 def _framed_ppp(state: _State, rows: _Column) -> None:
-    """LINKTYPE_PPP and PPP_HDLC: address and control may be left out."""
+    """LINKTYPE_PPP and PPP_HDLC: address and control may be left out, or be those of Cisco HDLC
+    (for one, or for all)."""
     rows = state.there(rows, 4)
-    framed = state.read(rows, 0, _U16) == 0xFF03
-    state.go(rows, np.where(framed, 2, 0), _PPP)
+    begin = state.read(rows, 0, _U16)
+    cisco = (begin == 0x0F00) | (begin == 0x8F00)
+    state.go(rows, np.where(begin == 0xFF03, 2, 0), np.where(cisco, _LINK + 104, _PPP))
 
 
 def _ppp(state: _State, rows: _Column) -> None:
