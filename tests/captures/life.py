@@ -183,6 +183,14 @@ def fin_first() -> list[Captured]:
     return framed(*opening, early, talk.fin(C, A), late, talk.s(0, ANSWER), talk.fin(S, B))
 
 
+def moved_fin() -> list[Captured]:
+    """A proxy that finishes a second time, and counts its first FIN as a byte."""
+    talk = Talk()
+    client, server = talk.fin(C, A, ack=B + 1), talk.fin(S, B, ack=A)
+    again = [talk.fin(S, B + 1, ack=A + 1), talk.packet(C, A + 1, flags=ACK, ack=B + 2)]
+    return framed(*talk.opening(), *exchange(talk), server, client, *again)
+
+
 def half_closed() -> list[Captured]:
     """The client has no more to say, but listens for long."""
     talk = Talk()
@@ -304,6 +312,7 @@ CASES = [
     Case("fin-retransmits", "FINs come again, after the end too.", repeated_fin(), [BOTH]),
     Case("fin-with-data", "The last data is on the FIN.", fin_with_data(), [BOTH]),
     Case("fin-first", "The FIN overtakes data.", fin_first(), [BOTH]),
+    Case("fin-moved", "A second FIN behind the first.", moved_fin(), [BOTH]),
     Case("half-closed", "One end finishes long before the other.", half_closed(), [BOTH]),
     Case("late-copies", "Data comes again after the end.", late_copies(), [BOTH]),
     Case(

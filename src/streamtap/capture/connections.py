@@ -317,7 +317,7 @@ class Connections:
         if flags & RST and not self._is_obeyed(connection, direction, batch.sequence[index]):
             self.passed[FORGED] += 1
             return
-        if flags & FIN:
+        if flags & FIN and connection.fins[direction] is None:  # it can't be taken back
             connection.fins[direction] = batch.sequence[index] + batch.length[index] & _MASK
         finished = None not in connection.fins
         if not connection.reason and (finished or flags & RST):
