@@ -195,6 +195,9 @@ class Notification:
     def alert(self, time_ns: int, event: MsnpCommand) -> Patterns:
         return self._relayed.alert(event, self._client.own(time_ns))
 
+    def page(self, time_ns: int, event: MsnpCommand) -> Patterns:
+        return self._relayed.page(event, time_ns, self._client.own(time_ns))
+
     def user_message(self, time_ns: int, event: MsnpCommand) -> Patterns:
         return self._relayed.user_message(event, time_ns, self._client.own(time_ns))
 
@@ -232,6 +235,8 @@ HANDLERS: tuple[dict[str, Handler], dict[str, Handler]] = (
         "OUT": _N.out,
         "ADL": _N.list_payload,
         "RML": _N.list_payload,
+        "PAG": _N.page,
+        "PGD": _N.page,
         "UUM": _N.user_message,
         "UUN": _N.signal,
         "SDG": _N.routed_message,
@@ -264,5 +269,6 @@ HANDLERS: tuple[dict[str, Handler], dict[str, Handler]] = (
         "PUT": _N.acknowledged,
         "UBX": _N.personal,
         "NOT": _N.alert,
+        "IPG": _N.alert,
     },
 )

@@ -43,9 +43,16 @@ class Relayed:
         return [self._message(event, None, (own,) if own else (), mime._replace(kind=kind), None)]
 
     def alert(self, event: MsnpCommand, own: str | None) -> Patterns:
-        """NOT: an alert of the service, in XML."""
+        """NOT: an alert of the service, in XML; IPG: an answer from a phone, likewise."""
         mime = Mime("text/xml", "control", {}, event.payload, event.payload_length)
         return [self._message(event, None, (own,) if own else (), mime, None)]
+
+    def page(self, event: MsnpCommand, time_ns: int, own: str | None) -> Patterns:
+        """PAG and PGD: a text to somebody's phone; the acknowledgement of the server gives none."""
+        if not event.args or not event.payload_length:
+            return NOTHING
+        mime = Mime("text/xml", "text", {}, event.payload, event.payload_length)
+        return self._between(event, time_ns, own, account_of(event.args[0]), mime)
 
     def user_message(self, event: MsnpCommand, time_ns: int, own: str | None) -> Patterns:
         """UUM and UBM: from and to people of other networks."""
