@@ -20,6 +20,16 @@ def summary(run: Tally, outputs: Outputs) -> str:
         (drops, "drop"),
     )
     lines = ["streamtap: " + ", ".join(counted(*total) for total in totals)]
+    losses = losses_of(run)
+    if outputs.dropped:
+        losses.append(f"{counted(outputs.dropped, 'record')} that could not be written")
+    if losses:
+        lines.append("streamtap: lost: " + "; ".join(losses))
+    return "\n".join(lines)
+
+
+def losses_of(run: Tally) -> list[str]:
+    """What was lost, in words; nothing where nothing was."""
     losses = [f"{count} {text}" for text, count in run.drops.items() if count]
     losses += [
         f"{counted(run.gaps[cause], 'gap')} ({cause})" for cause in LOSSES if run.gaps[cause]
@@ -28,11 +38,7 @@ def summary(run: Tally, outputs: Outputs) -> str:
         losses.append(f"{counted(run.limits, 'bound')} reached")
     if run.failures:
         losses.append(f"{counted(run.failures, 'parser')} failed")
-    if outputs.dropped:
-        losses.append(f"{counted(outputs.dropped, 'record')} that could not be written")
-    if losses:
-        lines.append("streamtap: lost: " + "; ".join(losses))
-    return "\n".join(lines)
+    return losses
 
 
 def exit_code(

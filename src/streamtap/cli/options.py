@@ -70,14 +70,7 @@ def add_output(parser: Parser) -> None:
     add("--extract", metavar="DIR", help="not available yet")
 
     add = parser.add_argument_group("what is shown").add_argument
-    add(
-        "--content",
-        choices=("none", "meta", "full"),
-        default="meta",
-        metavar="LEVEL",
-        help="none: accounts and file names as hashes; meta (the default): no message text; "
-        "full: message text, and a record of who asked for it",
-    )
+    add_content(add, "full: message text, and a record of who asked for it")
     add(
         "--provider",
         action="append",
@@ -93,22 +86,7 @@ def add_output(parser: Parser) -> None:
         help="records of this flag, or all; the default is every flag but all_traffic",
     )
     add("--level", metavar="NAME", help="error, warn, info or verbose, and what is graver")
-    add(
-        "--port",
-        action="append",
-        default=[],
-        type=_port,
-        metavar="N",
-        help="connections with this port at either end; may be repeated",
-    )
-    add(
-        "--host",
-        action="append",
-        default=[],
-        type=_address,
-        metavar="ADDR",
-        help="connections with this address at either end; may be repeated",
-    )
+    add_connections(add)
     add("--protocol", metavar="NAME", help="the parser for every connection")
     add = parser.add_argument_group("end").add_argument
     add(
@@ -126,6 +104,38 @@ def add_output(parser: Parser) -> None:
         help="end after so many seconds; exit 124 if no connection was seen",
     )
     add("--strict", action="store_true", help="exit 8 if any data was lost")
+
+
+def add_content(add: Callable[..., object], full: str) -> None:
+    """--content; full: what that level gives here."""
+    add(
+        "--content",
+        choices=("none", "meta", "full"),
+        default="meta",
+        metavar="LEVEL",
+        help="none: accounts and file names as hashes; meta (the default): no message text; "
+        + full,
+    )
+
+
+def add_connections(add: Callable[..., object]) -> None:
+    """--port and --host, which `wanted_flows` understands."""
+    add(
+        "--port",
+        action="append",
+        default=[],
+        type=_port,
+        metavar="N",
+        help="connections with this port at either end; may be repeated",
+    )
+    add(
+        "--host",
+        action="append",
+        default=[],
+        type=_address,
+        metavar="ADDR",
+        help="connections with this address at either end; may be repeated",
+    )
 
 
 def check_output(arguments: Arguments) -> None:

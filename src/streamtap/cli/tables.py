@@ -16,8 +16,22 @@ def print_json(rows: Sequence[object]) -> None:
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Columns as wide as what is in them."""
+    for line in table_lines(head, rows):
+        print(line)
+
+
+def table_lines(
+    head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[int] = ()
+) -> list[str]:
+    """The lines of a table, the first for `head`; the columns `numbers` stand at the right."""
     lines = [list(head), *([str(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = []
     for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        print("  ".join(cells).rstrip())
+        cells = zip(line, widths, strict=True)
+        texts = (
+            cell.rjust(width) if index in numbers else cell.ljust(width)
+            for index, (cell, width) in enumerate(cells)
+        )
+        padded.append("  ".join(texts).rstrip())
+    return padded
