@@ -27,11 +27,12 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "pipeline": ((PIPELINE - {"capture", "trace"}) | {"speech", "demux"}, {"msgspec"}),
     "watch": (PIPELINE | {"demux", "pipeline"}, set()),
     "tally": ({"events"}, set()),
+    "summary": ({"events", "patterns", "tally"}, {"msgspec"}),
     "reading": (PIPELINE | {"demux", "pipeline", "tally", "__init__"}, {"msgspec"}),
     "api": (PIPELINE | {"demux", "pipeline", "watch", "reading", "tally", "__init__"}, {"msgspec"}),
     "demo": (set(), set()),
     "cli": (
-        PIPELINE | {"pipeline", "watch", "reading", "tally", "api", "demo", "__init__"},
+        PIPELINE | {"pipeline", "watch", "reading", "tally", "summary", "api", "demo", "__init__"},
         {"msgspec"},
     ),
 }

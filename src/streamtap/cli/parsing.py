@@ -42,6 +42,7 @@ class Verb(NamedTuple):
 VERBS = (
     Verb("monitor", "watch now, until interrupted", "live"),
     Verb("read", "the same records from captures: pcap, pcapng", "offline"),
+    Verb("conv", "the conversations of captures and recordings", "conv"),
     Verb("flows", "the connections that running monitors watch", "kernel"),
     Verb("status", "the callouts that are attached now, and by whom", "kernel"),
     Verb("protocols", "the protocols that are understood", "upkeep"),

@@ -22,6 +22,19 @@ FROM records LEFT JOIN flows ON flows.flow = records.flow ORDER BY number
 """
 
 
+def is_recording(path: Path) -> bool:
+    """Whether a file looks like JSON lines or a database, by how it begins. What cannot be read
+    again after a look, a pipe, does not."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(len(_SQLITE))
+    except OSError:
+        return False
+    return head == _SQLITE or head.lstrip().startswith(b"{")
+
+
 def read(path: Path, body_types: Iterable[type[Body]], damaged: Damaged) -> Iterator[Record]:
     """The records of a file of JSON lines or of SQLite, told apart by its first bytes.
 
