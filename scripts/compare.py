@@ -123,25 +123,28 @@ def as_tcpflow(parts: Iterable[Part]) -> bytes:
 
 def by_tshark(path: Path) -> Found | None:
     """None where it can't open the file."""
+    shown = ["tshark", "-n", "-r", str(path)]
+    listing = [*shown, "-T", "fields", "-e", "tcp.stream"]
+    numbers = _run(listing).stdout.replace(b",", b"\n").split()
+    streams = max(map(int, numbers), default=-1) + 1
     found: Found = defaultdict(list)
-    first = 0
-    while True:
-        command = ["tshark", "-n", "-r", str(path), "-q"]
-        for stream in range(first, first + FOLLOWED):
+    for first in range(0, max(streams, 1), FOLLOWED):
+        command = [*shown, "-q"]
+        for stream in range(first, min(first + FOLLOWED, max(streams, 1))):
             command += ["-z", f"follow,tcp,raw,{stream}"]
-        done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S)
-        blocks = done.stdout.split(b"Follow: tcp,raw\n")[1:]
+        blocks = _run(command).stdout.split(b"Follow: tcp,raw\n")[1:]
         if not blocks:
-            return None if first == 0 else found
-        followed = [block for block in blocks if b"Node 0: :0\n" not in block]
+            return None
         # tshark tells them in the reverse order
-        for block in sorted(followed, key=_stream_number):
+        for block in sorted(blocks, key=_stream_number):
             for key, data in _of_block(block):
                 if data:
                     found[key].append(data)
-        if len(followed) < FOLLOWED:
-            return found
-        first += FOLLOWED
+    return found
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(command, capture_output=True, timeout=PATIENCE_S)
 
 
 def _stream_number(block: bytes) -> int:
@@ -153,7 +156,7 @@ def _of_block(block: bytes) -> Iterator[tuple[Key, bytes]]:
     said: tuple[list[bytes], list[bytes]] = ([], [])
     for line in block.splitlines():
         node = _NODE.match(line)
-        if node:
+        if node and node[2]:  # without an address there is no such stream, or it says nothing
             nodes.append(end(node[2].decode(), node[3].decode()))
         elif len(nodes) == 2 and line[:1] in b"\t0123456789abcdef" and line.strip():
             said[line.startswith(b"\t")].append(bytes.fromhex(line.strip().decode()))
@@ -166,7 +169,7 @@ def by_tcpflow(path: Path) -> Found | None:
     """None where it can't open the file."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["tcpflow", "-q", "-r", str(path), "-o", folder]
-        done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S)
+        done = _run(command)
         if done.returncode or b"DLT" in done.stderr:
             return None
         numbered: dict[Key, dict[int, bytes]] = defaultdict(dict)
