@@ -54,6 +54,12 @@ class NotFound(StreamtapError):
     exit_code = 6
 
 
+class AlreadyExists(StreamtapError):
+    """What was to be made is there already."""
+
+    exit_code = 7
+
+
 class ServiceError(StreamtapError):
     """The service, or a running monitor, is not there or does not answer."""
 

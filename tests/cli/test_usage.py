@@ -35,12 +35,17 @@ WRONG = {
     "no provider": ["monitor", "--provider", "nobody", "/bin/true"],
     "no protocol": ["monitor", "--protocol", "gopher", "/bin/true"],
     "words after a verb without any": ["status", "now"],
+    "files without content": ["monitor", "--extract", "folder", "/bin/true"],
+    "no folder": ["read", "--extract", "", "a.pcap"],
+    "nothing to read": ["read"],
+    "a flow by another name": ["read", "--flow", "first", "a.pcap"],
+    "two files to follow": ["read", "-f", "a.pcap", "b.pcap"],
+    "standard input twice": ["read", "-", "-"],
     "no pace": ["demo", "--pace", "-1"],
 }
 LATER = {
     "--wine": ["--wine", "msnmsgr.exe"],
     "--container": ["--container", "ab12"],
-    "--extract": ["--extract", "folder"],
 }
 
 

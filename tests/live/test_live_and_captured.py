@@ -2,6 +2,7 @@
 what another program captured."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -98,3 +99,26 @@ def test_our_own_packets_are_told_as_they_were_live(
     before = comparable(live.read_text())
     assert {record["role"] for record in before} == {role}
     assert comparable(read.stdout) == before
+
+
+def test_files_of_a_live_run_hold_what_was_said(
+    client: Puppet, server: Puppet, tmp_path: Path
+) -> None:
+    folder = tmp_path / "files"
+    question = os.urandom(300_000)
+    words = ["--pid", str(client.pid), "--content", "full", "--extract", str(folder)]
+    with Command(tmp_path, "monitor", *words) as command:
+        eventually(lambda: command.is_attached, "the monitor is attached")
+        join(client, server)
+        server.begin("receive(s, length)", length=len(question))
+        client.do("s.sendall(data)", data=question)
+        assert server.result() == question
+        say(server, client, b"very well")
+        leave(client, server)
+        command.send(signal.SIGINT)
+        assert command.wait() == 0
+        assert command.stdout == ""
+    lines = records_of((folder / "index.jsonl").read_text())
+    said = {line["role"]: (folder / line["file"]).read_bytes() for line in lines}
+    assert said == {"client": question, "server": b"very well"}
+    assert [line["gaps"] for line in lines] == [[], []]

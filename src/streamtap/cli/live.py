@@ -10,7 +10,7 @@ from streamtap.cli.options import (
     check_scopes,
     seconds,
 )
-from streamtap.cli.parsing import Arguments, Parser
+from streamtap.cli.parsing import Arguments, Parser, UsageError
 from streamtap.cli.signals import Stop
 
 PACE_S = 0.15  # of the demo: a person can follow
@@ -50,13 +50,13 @@ def demo_options(parser: Parser) -> None:
 
 
 def monitor(arguments: Arguments) -> int:
-    check_output(arguments)
+    _check_live(arguments)
     check_scopes(arguments)
     return _watch(arguments)
 
 
 def demo(arguments: Arguments) -> int:
-    check_output(arguments)
+    _check_live(arguments)
     # -P: modules of the directory that it happens to be started in are not ours.
     arguments.command = [
         sys.executable,
@@ -67,6 +67,12 @@ def demo(arguments: Arguments) -> int:
         str(arguments.pace),
     ]
     return _watch(arguments)
+
+
+def _check_live(arguments: Arguments) -> None:
+    check_output(arguments)
+    if arguments.extract is not None and arguments.content != "full":
+        raise UsageError("--extract needs --content full: the files hold what was said")
 
 
 def _watch(arguments: Arguments) -> int:

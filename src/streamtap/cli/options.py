@@ -20,7 +20,7 @@ SCOPES = (
     ("cgroup", "PATH", "processes in a cgroup, or below it"),
     ("unit", "NAME.service", "processes of a systemd unit"),
 )
-LATER = {"wine": "--wine", "container": "--container", "extract": "--extract"}
+LATER = {"wine": "--wine", "container": "--container"}
 STANDARD = ("line", "json", "wpp")  # what goes to standard output
 
 
@@ -67,7 +67,12 @@ def add_output(parser: Parser) -> None:
         help="packets to a pcapng file, - for standard output, instead of lines; live, what was "
         "said is left out without --content full",
     )
-    add("--extract", metavar="DIR", help="not available yet")
+    add(
+        "--extract",
+        metavar="DIR",
+        help="write the ordered bytes to a new folder: a file for each connection and direction, "
+        "and index.jsonl; live with --content full only",
+    )
 
     add = parser.add_argument_group("what is shown").add_argument
     add_content(add, "full: message text, and a record of who asked for it")
@@ -161,6 +166,8 @@ def check_output(arguments: Arguments) -> None:
             )
     if arguments.write == "":
         raise UsageError("-w needs the name of a file")
+    if arguments.extract == "":
+        raise UsageError("--extract needs the name of a folder")
 
 
 def check_scopes(arguments: Arguments) -> None:
@@ -186,9 +193,10 @@ def scopes_given(arguments: Arguments) -> list[tuple[str, str]]:
 
 
 def sinks(arguments: Arguments) -> list[str]:
-    """What -o and --json ask for, each once; lines where nothing is asked for, -w neither."""
+    """What -o and --json ask for, each once; lines where nothing is asked for, neither -w nor
+    --extract."""
     asked = [*arguments.output, *(["json"] if arguments.json else [])]
-    return list(dict.fromkeys(asked)) or ([] if arguments.write else ["line"])
+    return list(dict.fromkeys(asked)) or ([] if arguments.write or arguments.extract else ["line"])
 
 
 def standard_sinks(arguments: Arguments) -> list[str]:

@@ -17,6 +17,7 @@ from streamtap.cli.parsing import Arguments, say
 from streamtap.events import ControlRequest, ControlState, FilterChanged, Record, Started, Stopped
 from streamtap.trace import Output, Selection, Session, Sink, choose, open_sink
 from streamtap.trace.console import Show
+from streamtap.trace.extract import Extract
 from streamtap.trace.pcapng import Pcapng
 
 STDOUT = 1
@@ -29,7 +30,8 @@ class Outputs:
     """A session and its sinks. Entering it opens them; leaving it closes them.
 
     selection: what they want. failed: names of sinks that could not go on.
-    taps: sinks that are to be shown segments too.
+    taps: sinks that are to be shown segments too. only_files: the ordered bytes are all that is
+    asked for.
     """
 
     def __init__(self, arguments: Arguments, *, live: bool = True) -> None:
@@ -53,7 +55,14 @@ class Outputs:
         self._session: Session | None = None
         self._reader: select.poll | None = None
         self.failed: list[str] = []
-        self.taps: Sequence[Pcapng] = (self._pcapng(),) if arguments.write else ()
+        self.only_files = not self._specs and not arguments.write
+        if not self._specs and arguments.content != "full":
+            self.selection = Selection(frozenset())  # nobody would see a record
+        self._packets = self._pcapng() if arguments.write else None
+        self._files = Extract(Path(arguments.extract)) if arguments.extract else None
+        self.taps: Sequence[Pcapng | Extract] = [
+            tap for tap in (self._packets, self._files) if tap is not None
+        ]
 
     def __enter__(self) -> Self:
         """Raises OSError naming the output that cannot be written."""
@@ -63,10 +72,13 @@ class Outputs:
             for spec in self._specs:
                 opened.append(sink := self._open(spec, stdout))
                 stack.callback(sink.close)
-            for tap in self.taps:
-                self._open_pcapng(tap)
-                opened.append(tap)
+            if self._packets is not None:
+                self._open_pcapng(self._packets)
+                stack.callback(self._packets.close)
+            if self._files is not None:
+                self._files.open()
             stack.pop_all()
+        opened += self.taps
         if self._standard:
             self._reader = select.poll()
             self._reader.register(STDOUT, 0)  # errors and hang-ups are told without asking

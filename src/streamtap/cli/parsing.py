@@ -18,6 +18,7 @@ EXIT_CODES = (
     ("4", "not permitted: the message names the missing right"),
     ("5", "the kernel or a library lacks something: streamtap doctor explains"),
     ("6", "no such program, process, user, cgroup or file"),
+    ("7", "what was to be made is there already: the folder of --extract"),
     ("8", "data was lost, and --strict was given"),
     ("124", "--duration ended and no connection was seen"),
     ("126, 127", "the command could not be launched"),

@@ -37,9 +37,15 @@ def read_captures(arguments: Arguments, stop: Stop) -> int:
     reading = Reading(
         arguments.files,
         selection=outputs.selection,
-        chosen=choose(arguments.port, arguments.host, tunnels=arguments.tunnels),
+        chosen=choose(
+            arguments.port,
+            arguments.host,
+            tunnels=arguments.tunnels,
+            boundaries=not outputs.only_files,
+        ),
         content=content_level(arguments.content),
-        protocol=arguments.protocol,
+        # For bytes alone nothing need be understood.
+        protocol="opaque" if outputs.only_files else arguments.protocol,
         wanted=_wanted(arguments),
         taps=outputs.taps,
         follow=arguments.follow,
