@@ -9,7 +9,7 @@ import pytest
 
 from helpers import captures
 from helpers.captures import Packet
-from helpers.packets import ethernet, ipv4, tcp
+from helpers.packets import ethernet, ipv4, ipv6, tcp
 from streamtap.capture.container import Layout
 from streamtap.capture.inputs import open_input
 from streamtap.capture.offline import OfflineSource
@@ -150,3 +150,19 @@ def test_a_guess_is_wrong_somewhere_among_decoys(tmp_path: Path) -> None:
     records, _, _ = layout.walk(data, start, len(data))
     guesses = [layout.guess(data, at, at + PART) for at in range(PART, len(data), PART)]
     assert set(guesses) - set(records.tolist()) - {-1}
+
+
+def test_a_flow_has_its_number_by_when_it_began(tmp_path: Path) -> None:
+    """Whatever the numbers of its ends hash to."""
+    import streamtap
+
+    path = tmp_path / "capture"
+    packets = []
+    for number in range(50):
+        frame = ethernet(
+            ipv6("fe80::1", "fe80::2", tcp((50_000 - number * 7, 1863), 1, 1, ACK, b"hello"))
+        )
+        packets.append(Packet(frame, SECOND_NS + number))
+    path.write_bytes(captures.pcap(packets))
+    flows = {part.flow.flow_id: part.flow.local.port for part in streamtap.streams(path)}
+    assert flows == {number + 1: 50_000 - number * 7 for number in range(50)}

@@ -150,13 +150,8 @@ class Connections:
         items: list[Item] = []
         low, high, run = batch.low, batch.high, batch.run
         controls = batch.controls
-        count = len(low)
-        first = 0
-        while first < count:
+        for first, last in batch.connections:
             key = low[first], high[first]
-            last = first + 1
-            while last < count and low[last] == key[0] and high[last] == key[1]:
-                last += 1
             connection = table.get(key)
             if connection is not None and connection.told and controls[last] == controls[first]:
                 for strand in range(first, last):
@@ -165,8 +160,7 @@ class Connections:
                 self._step(key, batch, first, last, items)
             elif connection is not None:
                 self._note_acks(connection, batch, first, last)
-            first = last
-        if count:
+        if low:
             self._now_ns = max(self._now_ns, batch.last_ns_of_all)
         return items
 
@@ -487,6 +481,7 @@ class _Batch:
         self.high: list[int] = strands.high.tolist()
         self.from_high: list[bool] = strands.from_high.tolist()
         self.run: list[int] = strands.run.tolist()
+        self.connections = _by_connection(strands)
         self.strand_ack: list[int] = strands.acknowledgment.tolist()
         self.last_ns: list[int] = strands.last_ns.tolist()
         self.last_ns_of_all = int(strands.last_ns.max(initial=0))
@@ -505,6 +500,19 @@ class _Batch:
         self.piece: list[int] = runs.piece.tolist()
         self.ends: list[int] = runs.ends.tolist()
         self.times_ns: list[int] = runs.times_ns.tolist()
+
+
+def _by_connection(strands: Strands) -> list[tuple[int, int]]:
+    """The first strand of each connection, and that behind its last, in the order in which they
+    first spoke: so that a flow has the same number whenever a capture is read."""
+    low, high = strands.low, strands.high
+    if not len(low):
+        return []
+    changes = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+    first = np.flatnonzero(np.append(True, changes))
+    last = np.append(first[1:], len(low))
+    order = np.argsort(np.minimum.reduceat(strands.packet, first), kind="stable")
+    return list(zip(first[order].tolist(), last[order].tolist(), strict=True))
 
 
 def _acknowledgement(flow_id: int, direction: Direction, ack: int, time_ns: int) -> Segment:

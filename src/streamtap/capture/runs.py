@@ -36,6 +36,7 @@ class Strands(NamedTuple):
     one another.
 
     low, high: the two ends of the connection as numbers; from_high: the higher one sends.
+    packet: number of its first packet in the batch.
     header, version, source_port, destination_port, time_ns, process, way: of its first packet.
     last_ns: of its last packet. acknowledgment: of its last packet, -1 without one.
     run: its first run; the last entry is the number of all runs, so that there is one more.
@@ -44,6 +45,7 @@ class Strands(NamedTuple):
     low: NDArray[np.uint64]
     high: NDArray[np.uint64]
     from_high: NDArray[np.bool_]
+    packet: NDArray[np.int64]
     header: NDArray[Any]
     version: NDArray[np.uint8]
     source_port: NDArray[np.uint16]
@@ -170,6 +172,7 @@ def find_runs(
         low=low[begins],
         high=high[begins],
         from_high=from_high[begins],
+        packet=segments.packet[heads],
         header=_headers(packets.data, segments.ip[heads]),
         version=segments.version[heads],
         source_port=segments.source_port[heads],

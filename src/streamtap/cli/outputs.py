@@ -56,7 +56,7 @@ class Outputs:
         self._reader: select.poll | None = None
         self.failed: list[str] = []
         self.only_files = not self._specs and not arguments.write
-        if not self._specs and arguments.content != "full":
+        if not self._specs and arguments.count is None and arguments.content != "full":
             self.selection = Selection(frozenset())  # nobody would see a record
         self._packets = self._pcapng() if arguments.write else None
         self._files = Extract(Path(arguments.extract)) if arguments.extract else None
