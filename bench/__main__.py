@@ -1,6 +1,6 @@
 """`python -m bench [NAME …] [--rounds N] [--quick]`: one line a measurement.
 
-Those of `live` need root; the others run in memory.
+Those of `live` need root; the others run in memory, `captures` with files in memory.
 """
 
 import argparse
@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from multiprocessing import get_context
 
-from bench import live, memory, msnp
+from bench import live, memory, msnp, offline
 from bench.rounds import Plan, line
 
 MEMORY: dict[str, Callable[[Plan], None]] = {
@@ -17,6 +17,7 @@ MEMORY: dict[str, Callable[[Plan], None]] = {
     "opaque": memory.opaque,
     "msnp": msnp.msnp,
     "sinks": memory.sinks,
+    "captures": offline.offline,
 }
 LIVE: dict[str, Callable[[Plan], None]] = {
     "outside": live.outside,

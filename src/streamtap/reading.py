@@ -18,7 +18,7 @@ from streamtap.capture.connections import MAX_FLOWS, Item
 from streamtap.capture.inputs import open_input
 from streamtap.capture.offline import OfflineSource
 from streamtap.capture.packets import Chosen
-from streamtap.capture.reader import Merge, Single
+from streamtap.capture.reader import STRETCH, Merge, Single
 from streamtap.capture.stretches import Serial, StretchSource
 from streamtap.capture.workers import PAYS, Workers
 from streamtap.demux import Demux, Tap
@@ -76,7 +76,9 @@ def open_source(
             and processes > 1
             and threading.active_count() == 1  # a process with threads can't safely be forked
         ):
-            stretches = Workers(source, chosen, min(processes, MOST_WORKERS))
+            # Of a part of the traffic a longer stretch holds as much as a short one of all.
+            part = STRETCH * (4 if chosen.ports or chosen.hosts else 1)
+            stretches = Workers(source, chosen, min(processes, MOST_WORKERS), part=part)
         else:
             stretches = Serial(Single(source), chosen)
     return OfflineSource(stretches, chosen, acknowledgements=acknowledgements, max_flows=max_flows)

@@ -100,6 +100,11 @@ class OfflineSource:
         return self._stretches.dropped
 
     @property
+    def progress(self) -> float | None:
+        """The share of the captures that was read; None where that can't be known."""
+        return self._stretches.progress
+
+    @property
     def problems(self) -> list[CaptureFileError]:
         """What is wrong with the captures; whole when they have been read."""
         return self._stretches.problems

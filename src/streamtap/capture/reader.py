@@ -123,8 +123,12 @@ class PacketSource(Protocol):
     """Gives the packets of captures in the order of time.
 
     problems: what is wrong with them, whole when all is read. dropped: packets that the captures
-    themselves say they lost, as far as they were read.
+    themselves say they lost, as far as they were read. progress: the share that was read, None
+    where that can't be known.
     """
+
+    @property
+    def progress(self) -> float | None: ...
 
     @property
     def problems(self) -> list[CaptureFileError]: ...
@@ -154,6 +158,11 @@ class Single:
     def dropped(self) -> int:
         return self._reader.dropped
 
+    @property
+    def progress(self) -> float | None:
+        source = self._reader.source
+        return source.position / source.size if source.size else None
+
     def close(self) -> None:
         self._reader.source.close()
 
@@ -177,6 +186,10 @@ class Merge:
         for path in paths:
             self._look(path)
         self._waiting.sort(key=lambda entry: entry[0], reverse=True)
+
+    @property
+    def progress(self) -> None:
+        return None  # of the files that wait, only the names are known
 
     @property
     def dropped(self) -> int:

@@ -54,7 +54,10 @@ def decode_stretch(packets: Packets, chosen: Chosen, payloads: Payloads) -> Stre
 
 class StretchSource(Protocol):
     """Gives what each stretch of captures says, with its payload, valid until the next is asked
-    for. problems, dropped: as of a `PacketSource`."""
+    for. problems, dropped, progress: as of a `PacketSource`."""
+
+    @property
+    def progress(self) -> float | None: ...
 
     @property
     def problems(self) -> list[CaptureFileError]: ...
@@ -90,6 +93,10 @@ class Serial:
     @property
     def dropped(self) -> int:
         return self._source.dropped
+
+    @property
+    def progress(self) -> float | None:
+        return self._source.progress
 
     def close(self) -> None:
         self._source.close()

@@ -56,12 +56,13 @@ class _Done(NamedTuple):
 class Workers:
     """Decodes a regular file to its end as it is now, by `count` processes.
 
-    problems, dropped: as of any `StretchSource`.
+    problems, dropped, progress: as of any `StretchSource`.
     """
 
     def __init__(self, source: Input, chosen: Chosen, count: int, *, part: int = STRETCH) -> None:
         self.problems: list[CaptureFileError] = []
         self.dropped = 0
+        self.progress = 0.0
         self._source = source
         self._part = part
         self._slots = [[Mapped() for _ in range(AHEAD)] for _ in range(count)]
@@ -119,6 +120,7 @@ class Workers:
             if done.found is not None:
                 yield done.found, self._slot(task).view(done.size)
             at = done.next
+            self.progress = at / size
             if done.problem:
                 raise CaptureFileError(self._source.name, at, done.problem)
             if done.why is Stop.BAD:

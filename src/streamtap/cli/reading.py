@@ -1,6 +1,7 @@
 """Captures whose records go to the sinks that were asked for, and what is said about them."""
 
 import gc
+import sys
 import time
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from streamtap.protocols import by_name
 from streamtap.reading import Reading, choose
 from streamtap.trace.text import counted, printable
 
+PROGRESS_S = 0.5
 GARBAGE_AFTER = 100_000  # objects: a stretch makes as many, and they hold no cycles
 
 
@@ -52,12 +54,15 @@ def read_captures(arguments: Arguments, stop: Stop) -> int:
         stop=over,
         wait=wait,
     )
+    progress = Progress()
     try:
         with outputs:
             for records in reading.batches():
                 outputs.take(records)
                 reading.records = outputs.records
+                progress.show(reading.source.progress)
     finally:
+        progress.clear()
         reading.close()
     for problem in reading.problems:
         say(f"streamtap: error: {printable(str(problem))}")
@@ -68,6 +73,29 @@ def read_captures(arguments: Arguments, stop: Stop) -> int:
         say(f"streamtap: of {counted(reading.source.packets, 'packet')}: {'; '.join(texts)}")
     code = exit_code(arguments, reading, outputs, stop.number, None)
     return code or (FAILED if reading.problems else 0)
+
+
+class Progress:
+    """How far a long file was read, on a terminal that shows nothing else."""
+
+    def __init__(self) -> None:
+        stdout, stderr = sys.stdout, sys.stderr
+        alone = stdout is None or not stdout.isatty()
+        self._stream = stderr if alone and stderr is not None and stderr.isatty() else None
+        self._due = time.monotonic() + PROGRESS_S
+        self._shown = False
+
+    def show(self, share: float | None) -> None:
+        if self._stream is not None and share is not None and time.monotonic() >= self._due:
+            self._due = time.monotonic() + PROGRESS_S
+            self._shown = True
+            self._stream.write(f"\r{share:4.0%}")
+            self._stream.flush()
+
+    def clear(self) -> None:
+        if self._stream is not None and self._shown:
+            self._stream.write("\r    \r")
+            self._stream.flush()
 
 
 def _wanted(arguments: Arguments) -> Callable[[Flow], bool] | None:
