@@ -34,6 +34,13 @@ def read_options(parser: Parser) -> None:
         metavar="ID",
         help="connections with this name in the records; may be repeated",
     )
+    add = parser.add_argument_group(
+        "scopes",
+        "Which applications, where the capture tells the processes; several are alternatives.",
+    ).add_argument
+    add("--exe", action="append", default=[], metavar="PATH", help="a program; a glob is allowed")
+    add("--comm", action="append", default=[], metavar="NAME", help="processes with this name")
+    add("--pid", action="append", default=[], type=int, metavar="N", help="a process")
     add_output(parser)
 
 

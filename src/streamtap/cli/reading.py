@@ -4,6 +4,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 
 from streamtap.api import content_level
 from streamtap.cli.ending import FAILED, exit_code, summary
@@ -11,7 +12,7 @@ from streamtap.cli.options import wanted_flows
 from streamtap.cli.outputs import Outputs
 from streamtap.cli.parsing import Arguments, say
 from streamtap.cli.signals import Stop
-from streamtap.model import Flow
+from streamtap.model import App, Flow
 from streamtap.protocols import by_name
 from streamtap.reading import Reading, choose
 from streamtap.trace.text import counted, printable
@@ -99,8 +100,20 @@ class Progress:
 
 
 def _wanted(arguments: Arguments) -> Callable[[Flow], bool] | None:
-    """The test of --flow, beside that of --port and --host; None without them."""
-    wanted, flows = wanted_flows(arguments), frozenset(arguments.flow)
-    if not flows:
-        return wanted
-    return lambda flow: flow.flow_id in flows and (wanted is None or wanted(flow))
+    """The tests of --flow and of the scopes, beside that of --port and --host, which must all
+    hold; None without them."""
+    flows, scoped = frozenset(arguments.flow), arguments.exe or arguments.comm or arguments.pid
+    tests = [wanted_flows(arguments)]
+    tests += [lambda flow: flow.flow_id in flows] if flows else []
+    tests += [lambda flow: flow.app is not None and _is_in(flow.app, arguments)] if scoped else []
+    asked = [test for test in tests if test is not None]
+    return (lambda flow: all(test(flow) for test in asked)) if asked else None
+
+
+def _is_in(app: App, arguments: Arguments) -> bool:
+    """Whether the application is in one of the scopes."""
+    return (
+        app.pid in arguments.pid
+        or app.comm in arguments.comm
+        or any(fnmatchcase(app.path, pattern) for pattern in arguments.exe)
+    )

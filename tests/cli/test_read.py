@@ -1,0 +1,73 @@
+"""`read`: what is chosen, and how it ends."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers import captures
+from helpers.captures import Packet
+from helpers.commands import run
+from helpers.packets import ethernet, ipv4, tcp
+
+ACK = 16
+APPS = {71: ("curl", "/usr/bin/curl"), 72: ("wget", "/usr/bin/wget")}
+NAME, PATH = 2, 3  # options of a process block
+
+
+@pytest.fixture
+def capture(tmp_path: Path) -> Path:
+    """Two programs, each with a connection."""
+    blocks = [captures.section(), captures.interface()]
+    for pid, (name, program) in APPS.items():
+        blocks.append(captures.process(pid, [(NAME, name.encode()), (PATH, program.encode())]))
+        segment = tcp((40_000 + pid, 7000), 1, 1, ACK, b"I am %d" % pid)
+        packet = Packet(ethernet(ipv4("10.0.0.1", "192.0.2.1", segment)), pid)
+        blocks.append(captures.enhanced(packet, given=[captures.pid_option(pid)]))
+    path = tmp_path / "apps.pcapng"
+    path.write_bytes(captures.pcapng(*blocks))
+    return path
+
+
+def pids(*words: str) -> set[int]:
+    result = run("read", "--json", *words)
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    return {record["app"]["pid"] for record in records if record.get("app")}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), {71, 72}),
+        (("--comm", "curl"), {71}),
+        (("--exe", "/usr/bin/w*"), {72}),
+        (("--pid", "71", "--comm", "wget"), {71, 72}),
+        (("--pid", "5"), set()),
+        (("--comm", "curl", "--port", "40072"), set()),
+        (("--flow", "2"), {72}),
+    ],
+)
+def test_scopes_choose_by_the_process_of_the_capture(
+    capture: Path, words: tuple[str, ...], expected: set[int]
+) -> None:
+    assert pids(str(capture), *words) == expected
+
+
+def test_a_cut_capture_is_read_and_then_told(capture: Path) -> None:
+    capture.write_bytes(capture.read_bytes()[:-3])
+    result = run("read", str(capture), "--json")
+    assert result.returncode == 1
+    assert '"pid":71' in result.stdout
+    error, summary = result.stderr.splitlines()
+    assert error.startswith(f"streamtap: error: {capture}: ")
+    assert " at offset " in error
+    assert summary.startswith("streamtap: 1 flow")
+
+
+def test_what_is_no_capture_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("these are only notes, nothing more")
+    result = run("read", str(path))
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[0] == (f"streamtap: error: {path}: is text, not a capture")
