@@ -10,6 +10,7 @@ from streamtap.events import FlowClosed, FlowOpened, StreamGap
 from streamtap.model import Content
 from streamtap.patterns.model import Data
 
+RANGES = 16  # that a closing lists
 pytestmark = pytest.mark.root
 Start = Callable[..., Puppet]
 Watching = Callable[..., Watcher]
@@ -154,11 +155,13 @@ def test_a_transfer_in_full_swing_is_joined_without_a_hole_from_then_on(
     assert (closed.sent_total, closed.received_total) == totals
     gap, *more = watch.all(StreamGap)
     assert gap.cause == "midstream"
+    # A fast sender outruns the ring: what it had no room for is told as lost.
+    found = [hole for hole in more if hole.cause != "lost"]
     # What waits in the backlog of the socket at that moment is a hole of its own behind it.
-    assert len(more) <= (role == "server"), (gap, more)
-    assert all(hole.offset == gap.length for hole in more)
+    assert len(found) <= (role == "server"), (gap, more)
+    assert all(hole.offset == gap.length for hole in found), (gap, more)
     holes = [(hole.offset, hole.length) for hole in (gap, *more)]
-    assert closed.missing_ranges == tuple((direction, *hole) for hole in holes)
+    assert closed.missing_ranges == tuple((direction, *hole) for hole in holes)[:RANGES]
     missing = sum(length for _, length in holes)
     assert (closed.missing, seen) == (missing, total - missing)
 
