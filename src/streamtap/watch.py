@@ -8,30 +8,21 @@ import errno
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import FrameType
+from collections.abc import Callable, Iterable, Sequence
 
 from streamtap.capture.callouts import RING_BYTES, Callouts
-from streamtap.capture.identity import host_key, in_host_pid_namespace, process_text
-from streamtap.capture.live import IDLE_S, Candidate, LiveSource
+from streamtap.capture.identity import host_key, in_host_pid_namespace
+from streamtap.capture.live import IDLE_S, LiveSource
 from streamtap.demux import Tap
+from streamtap.driver import Driver
 from streamtap.errors import KernelUnsupported, StreamtapError
 from streamtap.events import Body, Record
-from streamtap.flows.scope import (
-    ENDS_OPTIONS,
-    Scope,
-    matches_cmdline,
-    matches_path,
-    matches_script,
-    runs_scripts,
-)
-from streamtap.model import Content, Flow, Policy
+from streamtap.flows.scope import Scope
+from streamtap.model import Content, Flow
 from streamtap.pipeline import Pipeline, Places
 
 MAX_FILTERS = 64
-PATTERN_S = 0.1  # for one command line; thousands of times what a sound pattern takes
 TICK_S = 0.01  # while bursts are open
 TICK_AT_LEAST_NS = 1_000_000_000  # else: what waits for a flow that is never opened has to go
 LAST_DRAINS = 10_000  # a bound on the last look at the rings: traffic has stopped by then
@@ -153,19 +144,7 @@ class Watch:
         self._command_stdout = command_stdout
         self._new_only = new_only
         self._closed = False
-        self.undecided = 0  # command lines on which the pattern took too long
         self._tick_due_ns = 0
-        self.pipeline = Pipeline(
-            content=content,
-            places=places,
-            protocol=protocol,
-            both_ends=both_ends,
-            set_policy=self._set_policy,
-            key=host_key(),
-            wanted=wanted,
-            taps=taps,
-            max_flows=max_flows,
-        )
         # Before the kernel is touched, while this process has no threads: fork.
         if self._command:
             self.child = Child(self._command, stdout=command_stdout)
@@ -174,19 +153,32 @@ class Watch:
         except BaseException:
             self._end_child()
             raise
+        self.driver = Driver(self.callouts)
         names = {bit: scope.name or str(scope) for bit, scope in enumerate(self.scopes)}
         try:
-            self.source = LiveSource(self.callouts, self._judge, names)
+            self.source = LiveSource(self.driver, names)
         except BaseException:
             self._end_child()
             self.callouts.close()
             raise
+        self.pipeline = Pipeline(
+            content=content,
+            places=places,
+            protocol=protocol,
+            both_ends=both_ends,
+            set_policy=self.driver.set_flow_policy,
+            key=host_key(),
+            wanted=wanted,
+            taps=taps,
+            max_flows=max_flows,
+        )
 
     def start(self) -> None:
         """Attach; then let the command run, if there is one."""
         try:
+            pid = self.child.pid if self.child else None
             for bit, scope in enumerate(self.scopes):
-                self._install(bit, scope)
+                self.driver.install(bit, scope, pid=pid)
             self.callouts.enable((1 << len(self.scopes)) - 1)
             make_room = self.source.drain_control
             self.callouts.attach(new_only=self._new_only, make_room=make_room)
@@ -197,93 +189,6 @@ class Watch:
         except BaseException:
             self.close()
             raise
-
-    def _install(self, bit: int, scope: Scope) -> None:
-        callouts = self.callouts
-        match scope.kind:
-            case "exe" if scope.glob:
-                callouts.ask(bit)
-            case "exe" if scope.script:
-                callouts.add_script(bit, os.path.basename(scope.path))
-                # Given to its interpreter, which may be a shim for another program.
-                callouts.add_name(bit, os.path.basename(scope.interpreter))
-                callouts.add_script(bit, os.path.basename(scope.interpreter))
-            case "exe":
-                callouts.add_program(bit, scope.value)
-                # The file may be replaced, or its link moved, while we watch.
-                callouts.add_name(bit, os.path.basename(scope.value))
-                callouts.add_script(bit, os.path.basename(scope.path))
-            case "comm":
-                callouts.add_comm(bit, scope.value)
-            case "cmdline":
-                callouts.ask(bit)
-            case "uid":
-                callouts.add_uid(bit, int(scope.value))
-            case "cgroup" | "unit":
-                callouts.add_cgroup(bit, scope.cgroup)
-            case "pid":
-                callouts.add_pid(bit, int(scope.value), follow_forks=scope.follow_forks)
-            case "launch":
-                assert self.child is not None
-                callouts.add_pid(bit, self.child.pid, follow_forks=True)
-
-    def _judge(self, candidate: Candidate) -> int:
-        """The filters that a process is in, where the kernel could not tell."""
-        verdict = 0
-        arguments, directory = candidate.arguments, ""
-        if candidate.existing:
-            arguments, directory = process_text(candidate.pid)
-        for bit, scope in enumerate(self.scopes):
-            if candidate.filters >> bit & 1 and self._matches(
-                scope, candidate, arguments, directory
-            ):
-                verdict |= 1 << bit
-                if scope.kind == "exe" and not scope.script and not scope.glob:
-                    # The file was replaced: from now on the kernel knows the new one too.
-                    with contextlib.suppress(OSError):
-                        self.callouts.add_program(bit, candidate.path)
-        return verdict
-
-    def _matches(
-        self, scope: Scope, candidate: Candidate, arguments: bytes, directory: str
-    ) -> bool:
-        if scope.kind == "cmdline":
-            try:
-                with time_limit(PATTERN_S):
-                    return matches_cmdline(scope, arguments)
-            except TimeoutError:
-                self.undecided += 1
-                return False
-        if matches_path(scope, candidate.path):
-            return True
-        if not (scope.script or scope.glob):
-            return bool(scope.path) and os.path.realpath(scope.path) == candidate.path
-        executed = candidate.filename
-        if executed and matches_script(scope, self._absolute(executed, candidate.pid, directory)):
-            return True
-        # Or it is an interpreter that was given the script; not any program that was given a file.
-        words = [os.fsdecode(word) for word in arguments.split(b"\0")[:8]]
-        if scope.glob and not runs_scripts(candidate.path, words[0]):
-            return False
-        for word in words[1:]:
-            if ENDS_OPTIONS.fullmatch(word):
-                return False
-            if not word or word.startswith("-"):
-                continue
-            path = self._absolute(word, candidate.pid, directory)
-            if matches_script(scope, path) and (not scope.glob or _is_file(candidate.pid, path)):
-                return True
-            if _is_file(candidate.pid, path):
-                return False  # this is what it runs, the rest are arguments
-        return False
-
-    def _absolute(self, path: str, pid: int, directory: str) -> str:
-        if os.path.isabs(path):
-            return os.path.normpath(path)
-        return os.path.normpath(os.path.join(directory or process_text(pid).directory, path))
-
-    def _set_policy(self, flow_id: int, policy: Policy) -> None:
-        self.callouts.set_flow_policy(flow_id, policy)
 
     def poll(self, timeout_s: float = IDLE_S) -> list[Record]:
         """Waits for traffic, at most so long; the records it gave, in order of time."""
@@ -325,7 +230,7 @@ class Watch:
             "first segments whose connection was never seen": self.source.orphans_lost,
             "flows beyond the most that are followed": table.refused,
             "segments of flows that were not known": table.early_refused,
-            "command lines on which a pattern took too long": self.undecided,
+            "command lines on which a pattern took too long": self.driver.undecided,
         }
 
     def _end_child(self) -> None:
@@ -339,30 +244,3 @@ class Watch:
             self._end_child()
             self.source.close()
             self.callouts.close()
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in what takes longer. A pattern can take for ever on what anybody may
-    call a process. Without effect outside the main thread, which alone is told of signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def expire(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _is_file(pid: int, path: str) -> bool:
-    """Is it a file to the process, or, once that has ended, to us?"""
-    if not os.path.isabs(path):
-        return False
-    return os.path.isfile(f"/proc/{pid}/root{path}") or os.path.isfile(path)

@@ -16,18 +16,14 @@ from helpers.rings import (
     opened_record,
     segment_record,
 )
+from streamtap.capture.kernel import Candidate
 from streamtap.capture.layout import FLOW_LISTING, OPENED_RECORD
 from streamtap.capture.live import LiveSource
 from streamtap.capture.ring import Ring
 from streamtap.capture.totals import kernel_totals
-from streamtap.model import Closed, Opened, Segment
+from streamtap.model import Closed, Opened, Policy, Segment
 
 SIZE = 1 << 16
-
-
-class FakeCgroups:
-    def path_of(self, cgroup_id: int) -> str:
-        return "/"
 
 
 class FakeCallouts:
@@ -35,7 +31,6 @@ class FakeCallouts:
 
     def __init__(self) -> None:
         self.data, self.control = FakeRing(SIZE), FakeRing(SIZE)
-        self.cgroups = FakeCgroups()
         self.decided: dict[int, int] = {}
         self.control_lost = 0
         self.listing = np.zeros(0, FLOW_LISTING)
@@ -53,8 +48,18 @@ class FakeCallouts:
     def rings(self) -> tuple[Ring, Ring]:
         return Ring(self.data.fd, SIZE), Ring(self.control.fd, SIZE)
 
-    def decide(self, process_id: int, filters: int) -> None:
-        self.decided[process_id] = filters
+    def decide(self, candidate: Candidate) -> int:
+        self.decided[candidate.process_id] = candidate.filters
+        return candidate.filters
+
+    def set_flow_policy(self, flow_id: int, policy: Policy) -> None:
+        raise AssertionError("nobody asked for a policy")
+
+    def cgroup_path(self, cgroup_id: int) -> str:
+        return "/"
+
+    def program_of(self, pid: int) -> str:
+        return os.readlink("/proc/self/exe") if pid == os.getpid() else ""
 
 
 @pytest.fixture
@@ -73,8 +78,7 @@ def source(callouts: FakeCallouts, monkeypatch: pytest.MonkeyPatch) -> LiveSourc
 
     # A memfd cannot be waited for; what is tested here is what a drain gives.
     monkeypatch.setattr("streamtap.capture.live.select.epoll", NoPoll)
-    fake: Any = callouts
-    return LiveSource(fake, lambda candidate: candidate.filters, {0: "it"})
+    return LiveSource(callouts, {0: "it"})
 
 
 def kinds(items: list[Any]) -> list[type]:

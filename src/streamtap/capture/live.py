@@ -10,13 +10,13 @@ import select
 import socket
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from streamtap.capture.callouts import Callouts
 from streamtap.capture.columns import headers_at, join
+from streamtap.capture.kernel import Candidate, Kernel
 from streamtap.capture.layout import (
     CLOSED_RECORD,
     COMM_LENGTH,
@@ -54,24 +54,6 @@ _KIND_AT = {  # offset of `kind`, by length of the record
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
-class Candidate(NamedTuple):
-    """A process that the kernel could not decide on.
-
-    process_id: as in its records. filters: mask of the filters in question. path: its program as
-    the process sees it. filename: what was given to execve, "" if it ran before the callouts.
-    arguments: its command line, words ended by zero bytes, possibly cut; empty if it ran before.
-    existing: it ran before, or its record was lost: /proc tells the rest.
-    """
-
-    process_id: int
-    filters: int
-    pid: int
-    path: str
-    filename: str
-    arguments: bytes
-    existing: bool
-
-
 class _Known(NamedTuple):
     """What the source keeps of an open flow."""
 
@@ -84,21 +66,14 @@ class LiveSource:
     """Reads the rings of attached callouts. `poll` waits and gives what came.
 
     Segments may be views of the ring: they are valid until `release`, or the next `poll`.
-    judge: which of a candidate's filters it does match, as a mask.
     names: the filters' names by bit.
     given_ns: everything older than this (Unix time) has been given.
     """
 
-    def __init__(
-        self,
-        callouts: Callouts,
-        judge: Callable[[Candidate], int],
-        names: Mapping[int, str],
-    ) -> None:
-        self._callouts = callouts
-        self._judge = judge
+    def __init__(self, kernel: Kernel, names: Mapping[int, str]) -> None:
+        self._kernel = kernel
         self._names = names
-        self._data, self._control = callouts.rings()
+        self._data, self._control = kernel.rings()
         self._epoll = select.epoll(2)
         for ring in (self._data, self._control):
             # Edge: a ring that still holds records must not turn the wait into a busy loop.
@@ -205,13 +180,13 @@ class LiveSource:
     def _make_up(self, items: list[Item]) -> None:
         """Where the control ring had no room for openings and closings: make them up from the
         kernel's list of the connections that are marked."""
-        lost = self._callouts.counters()["control_lost"]
+        lost = self._kernel.counters()["control_lost"]
         if lost == self._control_lost:
             return
         self._control_lost = lost
         known_before = set(self._known)
         open_now = set()
-        for row in self._callouts.list_flows():
+        for row in self._kernel.list_flows():
             record = _opened_row.read(row["opened"].tobytes())
             open_now.add(record["flow_id"])
             if record["flow_id"] not in self._foreign:
@@ -247,9 +222,8 @@ class LiveSource:
         )
 
     def _decide(self, candidate: Candidate) -> int:
-        verdict = self._judge(candidate) & candidate.filters
+        verdict = self._kernel.decide(candidate)
         _remember(self._verdicts, candidate.process_id, verdict)
-        self._callouts.decide(candidate.process_id, verdict)
         return verdict
 
     def _verdict_of(self, record: dict[str, Any]) -> int:
@@ -269,10 +243,7 @@ class LiveSource:
         """The program of an OPENED record."""
         path = self._paths.get(record["process_id"])
         if path is None:  # its record was lost with the control ring full
-            try:
-                path = os.readlink(f"/proc/{record['pid']}/exe")
-            except OSError:
-                path = ""
+            path = self._kernel.program_of(record["pid"])
         return path
 
     def _open(self, record: dict[str, Any], items: list[Item]) -> None:
@@ -307,7 +278,7 @@ class LiveSource:
             record["pid"],
             record["comm"][:COMM_LENGTH].split(b"\0")[0].decode("utf-8", "backslashreplace"),
             record["uid"],
-            self._callouts.cgroups.path_of(record["cgroup_id"]),
+            self._kernel.cgroup_path(record["cgroup_id"]),
             self._names.get((filters & -filters).bit_length() - 1, ""),
         )
         return Flow(
@@ -396,7 +367,7 @@ class LiveSource:
         names = ("totals", "range_sequence", "range_length", "lost_segments")
         return {
             int(row["opened"]["flow_id"]): {name: tuple(row[name].tolist()) for name in names}
-            for row in self._callouts.list_flows()
+            for row in self._kernel.list_flows()
         }
 
     def finish(self, standing: Mapping[int, dict[str, Any]]) -> list[Item]:

@@ -1,11 +1,11 @@
-"""What a watch guards itself against, without the kernel."""
+"""What the driver guards itself against, without the kernel."""
 
 import signal
 
 import pytest
 
+from streamtap.driver import time_limit
 from streamtap.flows.scope import matches_cmdline, resolve
-from streamtap.watch import time_limit
 
 
 def test_a_pattern_that_would_take_for_ever_is_given_up() -> None:
