@@ -91,28 +91,69 @@ int process_exit(__u64 *ctx)
 }
 
 /*
- * Judge the programs that run already; an entry that exec or fork has made meanwhile is newer. A
- * byte is written for each that is told, so that the reader of the iterator can stop to make room.
+ * Judge the programs that run already, for the filters being added. What is known of a process is
+ * added to in place: an entry that exec or fork makes meanwhile is newer, and judged for all. A
+ * process that is asked about once more has a new process_id: the verdict for the old one does not
+ * speak of the new filters. A byte is written for each that is told, so that the reader of the
+ * iterator can stop to make room.
  */
 SEC("iter/task")
 int seed_processes(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
-	struct process process = {};
+	struct settings *set = the_settings();
+	struct process process = {}, *before;
 	const char told = 1;
+	__u64 fresh;
 	__u32 tgid;
 
-	if (!task || !READ(task->mm) || READ(task->pid) != READ(task->tgid))
+	if (!task || !set || !READ(task->mm) || READ(task->pid) != READ(task->tgid))
 		return 0;
 	judge_program(task, 0, &process);
+	process.executable &= set->seeding;
+	process.candidates &= set->seeding;
+	process.scripts &= set->seeding;
 	if (!(process.executable | process.candidates))
 		return 0;
 	process.flags = PROCESS_EXISTING;
 	tgid = READ(task->tgid);
-	if (track(tgid, &process, BPF_NOEXIST) == 0 && process.candidates) {
-		tell_process(task, &process, 0, RECORD_EXEC);
-		bpf_seq_write(ctx->meta->seq, &told, sizeof(told));
+	before = bpf_map_lookup_elem(&processes, &tgid);
+	if (!before) {
+		if (track(tgid, &process, BPF_NOEXIST) == 0 && process.candidates)
+			goto tell;
+		return 0;
 	}
+	settle_process(before);
+	before->executable |= process.executable;
+	before->scripts |= process.scripts;
+	before->candidates &= ~before->executable;
+	fresh = process.candidates & ~(before->executable | before->candidates);
+	if (!fresh)
+		return 0;
+	before->flags = PROCESS_EXISTING;
+	before->process_id = process.process_id;
+	before->candidates |= fresh;
+	process.candidates = before->candidates;
+tell:
+	tell_process(task, &process, 0, RECORD_EXEC);
+	bpf_seq_write(ctx->meta->seq, &told, sizeof(told));
+	return 0;
+}
+
+/* Forget the filters that exist no more. */
+SEC("iter/bpf_map_elem")
+int sweep_processes(struct bpf_iter__bpf_map_elem *ctx)
+{
+	struct settings *set = the_settings();
+	struct process *process = ctx->value;
+
+	if (!set || !process)
+		return 0;
+	process->executable &= set->known;
+	process->inherited &= set->known;
+	process->own &= set->known;
+	process->candidates &= set->known;
+	process->scripts &= set->known;
 	return 0;
 }
 
@@ -250,6 +291,23 @@ int socket_received(__u64 *ctx)
 	    bpf_sk_storage_get(&flows, sk, 0, 0))
 		return 0;
 	adopt(sk, (struct task_struct *)bpf_get_current_task());
+	return 0;
+}
+
+/* Unmark sockets that no filter in force is interested in any more. */
+SEC("iter/bpf_sk_storage_map")
+int sweep_flows(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct settings *set = the_settings();
+	struct flow *flow = ctx->value;
+	struct sock *sk = ctx->sk;
+
+	if (!sk || !flow || !set)
+		return 0;
+	flow->filters &= set->enabled;
+	flow->candidates &= set->enabled;
+	if (!(flow->filters | flow->candidates))
+		bpf_sk_storage_delete(&flows, sk);
 	return 0;
 }
 

@@ -7,7 +7,7 @@
 #ifndef STREAMTAP_CALLOUT_H
 #define STREAMTAP_CALLOUT_H
 
-#define STREAMTAP_ABI	 1
+#define STREAMTAP_ABI	 2
 #define COMM_LENGTH	 16
 #define NAME_LENGTH	 64   /* key of the `names` map: file name without folder, zero padded */
 #define PATH_LENGTH	 2048 /* path components, leaf first, each ended by a zero byte */
@@ -176,6 +176,10 @@ struct settings {		     /* the one value of `settings`, mapped by user space */
 	unsigned long long ask;	     /* filters that every exec is a candidate for */
 	unsigned long long wake_ns;  /* a record wakes the reader if none did for so long */
 	unsigned long long woken_ns; /* when the reader was last woken; written by the callouts */
+	unsigned long long known;    /* filters that exist, in force or not */
+	unsigned long long seeding;  /* filters that programs which run already are judged for */
+	unsigned long long build;    /* of the object that was attached last; user space's own */
+	unsigned long long missed;   /* counters.lost_bytes that a reader has told; user space's own */
 	unsigned int use;	     /* enum scope_use */
 	unsigned int policy_epoch;   /* changed whenever `policies` changes */
 	unsigned int ring_bytes;
@@ -187,6 +191,8 @@ struct settings {		     /* the one value of `settings`, mapped by user space */
 	unsigned int tracked;  /* some process was found to be in scope by its program or pid */
 	unsigned int
 		marked; /* some socket was marked: until then the packet hooks return at once */
+	unsigned int paused; /* nobody reads: payload is counted as lost, not copied */
+	unsigned int reserved;
 };
 
 enum counted { /* keys of `counters` */

@@ -200,13 +200,17 @@ static __always_inline int is_open(int state)
 	       state != STATE_SYN_RECEIVED && state != STATE_TIME_WAIT;
 }
 
-/* Mark a socket that exists already for a task that holds it; 1 if a connection was told. */
+/*
+ * Mark a socket that exists already for a task that holds it; 1 if a connection was told. One that
+ * is marked for another filter is told again, for it is in one more.
+ */
 static __always_inline int adopt(struct sock *sk, struct task_struct *task)
 {
 	struct opened_record *opened;
 	struct settings *set = the_settings();
 	struct position position;
 	struct tcp_sock *tcp;
+	struct process *process;
 	struct net *net;
 	struct flow *flow;
 	__u64 filters, candidates;
@@ -223,8 +227,21 @@ static __always_inline int adopt(struct sock *sk, struct task_struct *task)
 	state = READ(sk->__sk_common.skc_state);
 	if (set->new_only && is_open(state))
 		return 0;
-	if (bpf_sk_storage_get(&flows, sk, 0, 0))
-		return 0;
+	flow = bpf_sk_storage_get(&flows, sk, 0, 0);
+	if (flow) {
+		if (!((filters & ~flow->filters) | (candidates & ~(flow->filters | flow->candidates))))
+			return 0;
+		SET(flow->filters, filters);
+		if (candidates & ~flow->filters) {
+			process = bpf_map_lookup_elem(&processes, &(__u32){READ(task->tgid)});
+			if (process)
+				flow->process_id = process->process_id;
+			SET(flow->candidates, candidates & ~flow->filters);
+		}
+		if (!is_open(state) || !(flow->flags & FLOW_OPENED))
+			return 0;
+		goto tell;
+	}
 	flow = bpf_sk_storage_get(&flows, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!flow) {
 		lose_mark();
@@ -245,6 +262,7 @@ static __always_inline int adopt(struct sock *sk, struct task_struct *task)
 		flow->origin[i] = position.sequence[i];
 		flow->fin[i] = position.sequence[i];
 	}
+tell:
 	opened = reserve_control(sizeof(*opened));
 	if (!opened)
 		return 0;

@@ -258,6 +258,20 @@ static __always_inline int may_be_in_scope(void)
 	return set->use || (set->tracked && bpf_map_lookup_elem(&processes, &tgid));
 }
 
+/* A verdict that came meanwhile becomes part of what is known of the process. */
+static __always_inline void settle_process(struct process *process)
+{
+	__u64 *decided;
+
+	if (!process->candidates)
+		return;
+	decided = bpf_map_lookup_elem(&verdicts, &process->process_id);
+	if (decided) {
+		process->executable |= *decided;
+		process->candidates = 0;
+	}
+}
+
 /* Filters that a task is subject to now; `candidates` gets those still to be decided. */
 static __always_inline __u64 judge_task(struct task_struct *task, struct settings *set,
 					__u64 *candidates)
@@ -268,14 +282,7 @@ static __always_inline __u64 judge_task(struct task_struct *task, struct setting
 
 	*candidates = 0;
 	if (process) {
-		if (process->candidates) {
-			__u64 *decided = bpf_map_lookup_elem(&verdicts, &process->process_id);
-
-			if (decided) {
-				process->executable |= *decided;
-				process->candidates = 0;
-			}
-		}
+		settle_process(process);
 		filters = process->executable | process->inherited | process->own;
 		*candidates = process->candidates & set->enabled;
 	}

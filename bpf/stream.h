@@ -202,6 +202,14 @@ static __always_inline int stream(struct __sk_buff *skb, __u32 direction)
 	ADD(count->segments, 1);
 	ADD(count->seen_bytes, length);
 
+	if (set->paused) {
+		ADD(flow->seen[direction], length);
+		ADD(flow->lost[direction], length);
+		ADD(flow->lost_segments[direction], 1);
+		ADD(count->lost_segments, 1);
+		ADD(count->lost_bytes, length);
+		return 1;
+	}
 	if (sk->state == STATE_LISTEN) {
 		failed = tell_orphan(skb, flow, &record, offset + head, flags);
 		ADD(count->captured_bytes, record.captured);

@@ -76,6 +76,11 @@ class Driver:
                 assert pid is not None
                 callouts.add_pid(bit, pid, follow_forks=True)
 
+    def remove(self, bit: int) -> None:
+        """Filter `bit` exists no more; its sockets are looked at no more."""
+        self._scopes.pop(bit, None)
+        self.callouts.forget(1 << bit)
+
     # --- what the live source asks ---------------------------------------------------------------
 
     def rings(self) -> tuple[Ring, Ring]:

@@ -1,6 +1,6 @@
-"""The driver: loads the callouts, tells them what is in scope, attaches and detaches them.
+"""Loads the callouts, tells them what is in scope, attaches and detaches them.
 
-Attached without pins: every link dies with this process, however it ends.
+Without pins every link dies with this process, however it ends; with pins all goes on without it.
 """
 
 import contextlib
@@ -11,6 +11,8 @@ import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,7 @@ from streamtap.capture.identity import (
     in_host_user_namespace,
 )
 from streamtap.capture.libbpf import Log, Map, Object
+from streamtap.capture.pins import Pins
 from streamtap.capture.ring import Ring
 from streamtap.errors import CalloutError, KernelUnsupported, PermissionMissing
 from streamtap.model import Policy
@@ -39,6 +42,24 @@ CGROUP_HOOKS = ("stream_received", "stream_sent", "flow_established", "socket_cr
 OPTIONAL_HOOKS = ("socket_sent", "socket_received")
 RING_BYTES = 16 << 20
 CONTROL_BYTES = 2 << 20
+MAPS = (
+    *("apps", "names", "scripts", "comms", "uids", "cgroups", "processes", "verdicts"),
+    *("policies", "settings", "counters", "flows", "segments", "control"),
+)
+_KEY_BYTES = {  # of the maps that filters are in
+    "apps": layout.APP_KEY.itemsize,
+    "names": layout.NAME_LENGTH,
+    "scripts": layout.COMM_LENGTH,
+    "comms": layout.COMM_LENGTH,
+    "uids": 4,
+    "cgroups": 8,
+}
+_USES = {
+    "comms": layout.ScopeUse.COMM,
+    "uids": layout.ScopeUse.UID,
+    "cgroups": layout.ScopeUse.CGROUP,
+}
+_ALL = (1 << 64) - 1
 WAKE_BYTES = 256 << 10
 WAKE_NS = 10_000_000
 HELD_FILES = 1024  # versions of programs; one that was replaced is a candidate if it still starts
@@ -60,15 +81,22 @@ class Callouts:
     """The callouts in the kernel, loaded but not attached.
 
     variant: "dynptr", or "scratch" for kernels before 5.19. missing: optional hooks that the
-    kernel refused. Filters are bits 0 … 63; `add_…` may be called at any time.
+    kernel refused. adopted: maps and hooks of an earlier process were found and are used on.
+    Filters are bits 0 … 63; `add_…` may be called at any time.
     """
 
     def __init__(
-        self, *, ring_bytes: int = RING_BYTES, variant: str | None = None, optional: bool = True
+        self,
+        *,
+        ring_bytes: int = RING_BYTES,
+        variant: str | None = None,
+        optional: bool = True,
+        pins: Pins | None = None,
     ) -> None:
         """Raises PermissionMissing, KernelUnsupported, or CalloutError with the verifier's log.
 
-        ring_bytes: a power of two and a multiple of the page size.
+        ring_bytes: a power of two and a multiple of the page size; of pinned maps, what they have.
+        pins: where they are kept, so that they outlive this process.
         """
         if ring_bytes & (ring_bytes - 1) or ring_bytes < mmap.PAGESIZE:
             raise ValueError(f"a ring of {ring_bytes} bytes: not a power of two of whole pages")
@@ -79,25 +107,49 @@ class Callouts:
         self.cgroups = Cgroups()
         self._held: OrderedDict[FileKey, int] = OrderedDict()
         self._attached: list[str] = []
+        self._pins = pins
+        self._keys: dict[str, set[bytes]] = {name: set() for name in _KEY_BYTES}
+        sizes = {"segments": ring_bytes, "control": CONTROL_BYTES}
+        reuse: dict[str, int] = {}
+        found: set[str] = set()
         try:
+            if pins is not None:
+                pins.make()
+                reuse = {name: pins.open_map(name) for name in pins.maps if name in MAPS}
+                # Their making was cut short: nothing is attached to them yet.
+                if set(reuse) != set(MAPS) and not pins.links:
+                    _close(reuse)
+                    pins.remove()
+                    pins.make()
+                found = set(reuse)
             self._object, self.variant, self.missing = load(
                 [variant] if variant else list(VARIANTS),
-                {"segments": ring_bytes, "control": CONTROL_BYTES},
+                {name: size for name, size in sizes.items() if name not in reuse},
                 optional,
+                reuse,
             )
         except BaseException:
             self.cgroups.close()
             raise
+        finally:
+            _close(reuse)
+        self.adopted = bool(found)
         self._maps: dict[str, Map] = {}
+        if pins is not None:
+            for name in MAPS:
+                if name not in found:
+                    pins.pin_map(name, self._map(name).fd)
         self.ring_bytes = ring_bytes
         self._settings_memory = mmap.mmap(self._map("settings").fd, mmap.PAGESIZE)
         self._settings: NDArray[Any] = np.frombuffer(
             self._settings_memory, layout.SETTINGS, count=1
         )
+        if self.adopted:
+            self.ring_bytes = self._get("ring_bytes")
         self._set(
             wake_ns=WAKE_NS,
-            ring_bytes=ring_bytes,
-            wake_bytes=min(WAKE_BYTES, ring_bytes // 4),
+            ring_bytes=self.ring_bytes,
+            wake_bytes=min(WAKE_BYTES, self.ring_bytes // 4),
             abi=layout.ABI,
         )
 
@@ -121,6 +173,7 @@ class Callouts:
         before = table.lookup(key, 8)
         mask = (_u64.unpack(before)[0] if before else 0) | 1 << bit
         table.update(key, _u64.pack(mask))
+        self._keys[map_name].add(key)
 
     def add_program(self, bit: int, path: str) -> None:
         """The executable at `path` is in the filter. Its inode is held, so that its number keeps
@@ -191,7 +244,66 @@ class Callouts:
 
     def enable(self, filters: int) -> None:
         """Put exactly these filters (a mask) in force; live connections are not touched."""
-        self._set(enabled=filters)
+        self._set(enabled=filters, known=self._get("known") | filters)
+
+    @property
+    def enabled(self) -> int:
+        return self._get("enabled")
+
+    def forget(self, filters: int) -> None:
+        """These filters (a mask) exist no more: their bits may be used again."""
+        for name, size in _KEY_BYTES.items():
+            table = self._map(name)
+            left = False
+            for key in table.keys(size):
+                value = table.lookup(key, 8)
+                mask = _u64.unpack(value)[0] & ~filters if value else 0
+                left |= bool(mask)
+                if mask:
+                    table.update(key, _u64.pack(mask))
+                else:
+                    table.delete(key)
+                    self._keys[name].discard(key)
+            if name in _USES and not left:
+                self._set(use=self._get("use") & ~_USES[name])
+        kept = ~filters & _ALL
+        self._set(
+            ask=self._get("ask") & kept,
+            known=self._get("known") & kept,
+            enabled=self._get("enabled") & kept,
+        )
+        self._run("sweep_processes", "processes")
+        self.unmark()
+
+    def unmark(self) -> None:
+        """Sockets that are in no filter in force are looked at no more."""
+        self._run("sweep_flows", "flows")
+
+    def prune(self) -> None:
+        """Forget what earlier processes told the callouts and this one did not repeat: files that
+        nobody holds open any more, whose numbers may become another's."""
+        for name, size in _KEY_BYTES.items():
+            table = self._map(name)
+            for key in table.keys(size):
+                if key not in self._keys[name]:
+                    table.delete(key)
+
+    def _run(self, iterator: str, over: str) -> None:
+        for _ in self._object.run_iterator(iterator, self._map(over).fd):
+            pass
+
+    def pause(self, paused: bool) -> None:
+        """While nobody reads the rings: payload is counted as lost, and not kept."""
+        self._set(paused=int(paused))
+
+    @property
+    def unseen_bytes(self) -> int:
+        """Payload for which there was no room, or nobody, since the last `told`."""
+        return self.counters()["lost_bytes"] - self._get("missed")
+
+    def told(self) -> None:
+        """What was lost until now is known of."""
+        self._set(missed=self.counters()["lost_bytes"])
 
     def set_policy(self, policy: Policy, head: int = 0) -> None:
         """How much of flows yet to be made is copied."""
@@ -216,14 +328,17 @@ class Callouts:
         self._set(new_only=int(new_only))
         for name in PROCESS_HOOKS:
             self._attach(name)
-        self._tell("seed_processes", make_room)
+        self.seed(_ALL, make_room=make_room)
         self._attach("flow_closed")
         for name in CGROUP_HOOKS:
-            try:
-                self._object.attach_cgroup(name, self.cgroups.fd)
-            except OSError as error:
-                raise _attach_error(name, error) from error
-            self._attached.append(name)
+            self._attach(name)
+        if self._pins is not None:
+            self._set(build=_build(self.variant))
+
+    def seed(self, filters: int, *, make_room: Callable[[], None] | None = None) -> None:
+        """Judge the programs that run already for these filters (a mask)."""
+        self._set(seeding=filters)
+        self._tell("seed_processes", make_room)
 
     def adopt(self, *, make_room: Callable[[], None] | None = None) -> None:
         """Mark the sockets that processes in scope hold already; make_room as for `attach`."""
@@ -244,10 +359,35 @@ class Callouts:
 
     def _attach(self, name: str) -> None:
         try:
-            self._object.attach(name)
+            if self._pins is None or name not in self._pins.links:
+                self._attach_new(name)
+            elif self._get("build") != _build(self.variant):
+                self._replace(name)
         except OSError as error:
             raise _attach_error(name, error) from error
         self._attached.append(name)
+
+    def _attach_new(self, name: str) -> None:
+        if name in CGROUP_HOOKS:
+            self._object.attach_cgroup(name, self.cgroups.fd)
+        else:
+            self._object.attach(name)
+        if self._pins is not None:
+            self._pins.pin_link(name, self._object.link_fd(name))
+
+    def _replace(self, name: str) -> None:
+        """Programs of another build do the work: ours take their place. A link to a cgroup is
+        given the new program without a gap. A link to a tracepoint cannot be: for a moment both
+        run, and do the same twice, which they are made for."""
+        assert self._pins is not None
+        if name not in CGROUP_HOOKS:
+            self._attach_new(name)
+            return
+        link = self._pins.open_link(name)
+        try:
+            self._object.replace(name, link)
+        finally:
+            os.close(link)
 
     @property
     def hooks(self) -> tuple[str, ...]:
@@ -275,11 +415,15 @@ class Callouts:
 
     def detach(self) -> None:
         """Remove all hooks; live connections go on, what is in the rings stays readable."""
+        if self._pins is not None:
+            self._pins.remove_links()
         self._object.detach()
         self._attached.clear()
 
     def close(self) -> None:
-        self.detach()
+        """Detaches; what is pinned goes on without this process."""
+        self._object.detach()
+        self._attached.clear()
         del self._settings
         self._settings_memory.close()
         self._object.close()
@@ -290,10 +434,15 @@ class Callouts:
 
 
 def load(
-    variants: list[str], sizes: dict[str, int], optional: bool = True
+    variants: list[str],
+    sizes: dict[str, int],
+    optional: bool = True,
+    reuse: dict[str, int] | None = None,
 ) -> tuple[Object, str, tuple[str, ...]]:
     """The first variant that the kernel takes, with the optional hooks if it takes them too: the
-    loaded object, the variant, and the hooks left out. Raises CalloutError for none."""
+    loaded object, the variant, and the hooks left out. Raises CalloutError for none.
+
+    reuse: maps that exist already, by name."""
     trials: list[Trial] = []
     for variant in variants:
         for skipped in ((), OPTIONAL_HOOKS) if optional else (OPTIONAL_HOOKS,):
@@ -304,7 +453,7 @@ def load(
                     raise KernelUnsupported(
                         "the callout object", f"{path} is not there", "build the package again"
                     )
-                return Object(path, skip=skipped, sizes=sizes), variant, skipped
+                return Object(path, skip=skipped, sizes=sizes, reuse=reuse), variant, skipped
             except OSError as error:
                 trials.append(Trial(variant, skipped, log.text))
                 reason = error
@@ -369,6 +518,17 @@ def possible_cpus() -> int:
     with contextlib.suppress(OSError, ValueError), open("/sys/devices/system/cpu/possible") as file:
         return int(file.read().strip().split("-")[-1].split(",")[-1]) + 1
     return os.cpu_count() or 1
+
+
+@cache
+def _build(variant: str) -> int:
+    """Tells one build of the callouts from another."""
+    return _u64.unpack(sha256((FOLDER / VARIANTS[variant]).read_bytes()).digest()[:8])[0] or 1
+
+
+def _close(fds: dict[str, int]) -> None:
+    while fds:
+        os.close(fds.popitem()[1])
 
 
 def _app_key(key: FileKey) -> bytes:

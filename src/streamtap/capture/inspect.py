@@ -33,7 +33,7 @@ from streamtap.errors import PermissionMissing
 from streamtap.model import Endpoint, Policy, Role
 
 LISTER = "list_flows"
-_OTHER_ITERATORS = ("seed_processes", "adopt_sockets")
+_OTHER_ITERATORS = ("seed_processes", "adopt_sockets", "sweep_processes", "sweep_flows")
 HOOKS = (*PROCESS_HOOKS, "flow_closed", *CGROUP_HOOKS, *OPTIONAL_HOOKS)
 STATES = {  # include/net/tcp_states.h
     1: "established",

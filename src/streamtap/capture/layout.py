@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-ABI = 1
+ABI = 2
 COMM_LENGTH = 16
 NAME_LENGTH = 64
 
@@ -163,6 +163,10 @@ SETTINGS = np.dtype(
         ("ask", "<u8"),
         ("wake_ns", "<u8"),
         ("woken_ns", "<u8"),
+        ("known", "<u8"),
+        ("seeding", "<u8"),
+        ("build", "<u8"),
+        ("missed", "<u8"),
         ("use", "<u4"),
         ("policy_epoch", "<u4"),
         ("ring_bytes", "<u4"),
@@ -173,6 +177,8 @@ SETTINGS = np.dtype(
         ("abi", "<u4"),
         ("tracked", "<u4"),
         ("marked", "<u4"),
+        ("paused", "<u4"),
+        ("reserved", "<u4"),
     ]
 )
 COUNTERS = np.dtype(

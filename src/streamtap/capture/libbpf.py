@@ -64,6 +64,11 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map_get_next_id": (c_int, (c_uint32, ctypes.POINTER(c_uint32))),
     "bpf_prog_get_next_id": (c_int, (c_uint32, ctypes.POINTER(c_uint32))),
     "bpf_link_get_next_id": (c_int, (c_uint32, ctypes.POINTER(c_uint32))),
+    "bpf_obj_get": (c_int, (c_char_p,)),
+    "bpf_obj_pin": (c_int, (c_int, c_char_p)),
+    "bpf_map__reuse_fd": (c_int, (c_void_p, c_int)),
+    "bpf_map_get_next_key": (c_int, (c_int, c_void_p, c_void_p)),
+    "bpf_link_update": (c_int, (c_int, c_int, c_void_p)),
     "bpf_obj_get_info_by_fd": (c_int, (c_int, c_void_p, ctypes.POINTER(c_uint32))),
 }
 
@@ -155,9 +160,33 @@ class Map:
         if result != -errno.ENOENT:
             check(result, f"delete {self.name}")
 
+    def keys(self, size: int) -> list[bytes]:
+        """All keys of a hash, each `size` bytes; not while others add to it."""
+        found: list[bytes] = []
+        key = ctypes.create_string_buffer(size)
+        before = None
+        while library().bpf_map_get_next_key(self.fd, before, key) == 0:
+            found.append(key.raw)
+            before = key.raw
+        return found
+
+
+def open_pin(path: str) -> int:
+    """A descriptor of what is pinned at a path of a BPF file system. Raises OSError."""
+    return check(library().bpf_obj_get(path.encode()), path)
+
+
+def pin(fd: int, path: str) -> None:
+    """Keeps a map or a link alive by a file. Raises OSError."""
+    check(library().bpf_obj_pin(fd, path.encode()), path)
+
 
 class Object:
-    """A loaded BPF object with the links made from it; closing it detaches everything."""
+    """A loaded BPF object with the links made from it; closing it detaches those that are not
+    pinned.
+
+    reuse: descriptors of maps that exist already, by name, to be used in place of new ones.
+    """
 
     def __init__(
         self,
@@ -165,6 +194,7 @@ class Object:
         *,
         skip: tuple[str, ...] = (),
         sizes: dict[str, int] | None = None,
+        reuse: dict[str, int] | None = None,
     ) -> None:
         lib = library()
         self._pointer = check_pointer(lib.bpf_object__open_file(path.encode(), None), path)
@@ -174,6 +204,8 @@ class Object:
                 check(lib.bpf_program__set_autoload(self._program(name), False), name)
             for name, size in (sizes or {}).items():
                 check(lib.bpf_map__set_max_entries(self._map(name), size), name)
+            for name, fd in (reuse or {}).items():
+                check(lib.bpf_map__reuse_fd(self._map(name), fd), name)
             check(lib.bpf_object__load(self._pointer), "load")
         except BaseException:
             self.close()
@@ -198,6 +230,16 @@ class Object:
     def attach_cgroup(self, name: str, cgroup_fd: int) -> None:
         link = library().bpf_program__attach_cgroup(self._program(name), cgroup_fd)
         self._links[name] = check_pointer(link, f"attach {name}")
+
+    def link_fd(self, name: str) -> int:
+        """Of an attached program: what `pin` takes."""
+        return check(library().bpf_link__fd(self._links[name]), name)
+
+    def replace(self, name: str, link_fd: int) -> None:
+        """Puts this object's program into a link of another, at once and without a gap; cgroup
+        links only. Raises OSError."""
+        program = check(library().bpf_program__fd(self._program(name)), name)
+        check(library().bpf_link_update(link_fd, program, None), f"update {name}")
 
     def run_iterator(
         self, name: str, map_fd: int | None = None, piece: int = 1 << 16
