@@ -31,6 +31,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "summary": ({"events", "patterns", "tally"}, {"msgspec"}),
     "reading": (PIPELINE | {"demux", "pipeline", "tally", "__init__"}, {"msgspec"}),
     "api": (PIPELINE | {"demux", "pipeline", "watch", "reading", "tally", "__init__"}, {"msgspec"}),
+    "service": (
+        PIPELINE | {"__init__", "driver", "pipeline", "speech", "tally"},
+        {"msgspec", "numpy"},
+    ),
     "demo": (set(), set()),
     "cli": (
         PIPELINE | {"pipeline", "watch", "reading", "tally", "summary", "api", "demo", "__init__"},

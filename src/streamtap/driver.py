@@ -69,7 +69,8 @@ class Driver:
             case "uid":
                 callouts.add_uid(bit, int(scope.value))
             case "cgroup" | "unit":
-                callouts.add_cgroup(bit, scope.cgroup)
+                with contextlib.suppress(FileNotFoundError):
+                    callouts.add_cgroup(bit, scope.cgroup)
             case "pid":
                 callouts.add_pid(bit, int(scope.value), follow_forks=scope.follow_forks)
             case "launch":

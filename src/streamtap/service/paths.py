@@ -1,0 +1,72 @@
+"""Where the service keeps things: what outlives a reboot, what lives as long as the machine runs,
+and what the kernel keeps. Each can be moved, to run beside another installation."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from streamtap.capture.layout import ABI
+from streamtap.errors import PermissionMissing, StreamtapError
+
+STATE_DIR, RUN_DIR, BPF_DIR = "/var/lib/streamtap", "/run/streamtap", "/sys/fs/bpf/streamtap"
+
+
+class Paths(NamedTuple):
+    """state: filters, sessions, recordings. run: the control socket and the lock. bpf: pins."""
+
+    state: Path
+    run: Path
+    bpf: Path
+
+    @classmethod
+    def of_environment(cls) -> Self:
+        """By STREAMTAP_STATE_DIR, STREAMTAP_RUN_DIR and STREAMTAP_BPF_DIR."""
+        return cls(
+            Path(os.environ.get("STREAMTAP_STATE_DIR") or STATE_DIR),
+            Path(os.environ.get("STREAMTAP_RUN_DIR") or RUN_DIR),
+            Path(os.environ.get("STREAMTAP_BPF_DIR") or BPF_DIR),
+        )
+
+    @property
+    def filters(self) -> Path:
+        return self.state / "filters.json"
+
+    @property
+    def sessions(self) -> Path:
+        return self.state / "sessions.json"
+
+    @property
+    def recordings(self) -> Path:
+        """Where sessions record that name no file."""
+        return self.state / "recordings"
+
+    @property
+    def control(self) -> Path:
+        return self.run / "control.sock"
+
+    @property
+    def lock(self) -> Path:
+        """Held by who may change filters: the service, or for a moment a verb without one."""
+        return self.run / "lock"
+
+    @property
+    def log(self) -> Path:
+        """What a service in the background has to say of itself."""
+        return self.run / "log"
+
+    @property
+    def pins(self) -> Path:
+        """Of this layout of maps: another one has a folder of its own."""
+        return self.bpf / f"v{ABI}"
+
+    def make(self) -> None:
+        """The folders of state and run. Raises PermissionMissing, StreamtapError."""
+        for folder, mode in ((self.state, 0o711), (self.run, 0o755)):
+            try:
+                folder.mkdir(mode=mode, parents=True, exist_ok=True)
+            except PermissionError as error:
+                raise PermissionMissing(
+                    f"{folder}: cannot be made: {error.strerror}", "run with sudo"
+                ) from error
+            except OSError as error:
+                raise StreamtapError(f"{folder}: cannot be made: {error.strerror}") from error

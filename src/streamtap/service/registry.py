@@ -1,0 +1,368 @@
+"""Filters and trace sessions, on disk and in the pinned callouts, kept alike.
+
+What is on disk is the truth. A change is prepared in the kernel, written to disk, and then put in
+force; wherever it is cut short, `adopt` makes the kernel what the disk says. One process at a time
+may do this: the one that holds the lock.
+"""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from streamtap.capture.callouts import Callouts, require_rights
+from streamtap.capture.libbpf import library
+from streamtap.capture.pins import Pins
+from streamtap.driver import Driver
+from streamtap.errors import AlreadyExists, NotFound, PermissionMissing, StreamtapError
+from streamtap.flows.scope import Scope, resolve
+from streamtap.protocols import by_name
+from streamtap.service.paths import Paths
+from streamtap.service.protocol import NewFilter, SessionInfo, stored
+from streamtap.service.state import Filter, Filters, Recorded, Sessions, load, save
+from streamtap.trace import parse
+
+MAX_FILTERS = 64
+MAX_SESSIONS = 4000
+
+
+class Busy(StreamtapError):
+    """Another process holds the lock: the service, or another verb."""
+
+
+class Registry:
+    """adopted: pins of an earlier process were found. removed: old folders of pins, taken away."""
+
+    def __init__(self, paths: Paths, *, force: bool = False) -> None:
+        """Raises Busy, PermissionMissing, StreamtapError for damaged state."""
+        paths.make()
+        self.paths = paths
+        self._lock = _lock(paths.lock)
+        try:
+            self._filters = load(paths.filters, Filters, force=force)
+            self._sessions = load(paths.sessions, Sessions, force=force)
+        except BaseException:
+            self.close()
+            raise
+        self._driver: Driver | None = None
+        self._temporary: dict[str, Filter] = {}
+        self._cgroups: dict[int, int] = {}
+        self.adopted = False
+
+    # --- the callouts ----------------------------------------------------------------------------
+
+    @property
+    def driver(self) -> Driver:
+        """The callouts, pinned and attached; at the first call they are loaded or adopted, and
+        made what the disk says. Raises what `Callouts` does."""
+        if self._driver is None:
+            require_rights()
+            self._driver = self._adopt()
+        return self._driver
+
+    def _adopt(self) -> Driver:
+        pins = Pins(self.paths.pins)
+        callouts = Callouts(pins=pins)
+        self.adopted = callouts.adopted
+        driver = Driver(callouts)
+        try:
+            callouts.forget(~self._filters.known & (1 << 64) - 1)
+            for one in self._filters.filters:
+                self._install(driver, one)
+            callouts.enable(self._filters.mask)
+            callouts.unmark()
+            callouts.attach()
+            callouts.adopt()
+            callouts.prune()
+        except BaseException:
+            callouts.close()
+            if not self.adopted:
+                pins.remove()
+            raise
+        self._remove_others()
+        return driver
+
+    def _remove_others(self) -> None:
+        """Pins of other versions: their work is ours now."""
+        for folder in self._other_folders():
+            Pins(folder).remove()
+
+    def _other_folders(self) -> list[Path]:
+        if not self.paths.bpf.is_dir():
+            return []
+        return [folder for folder in self.paths.bpf.iterdir() if folder != self.paths.pins]
+
+    def _install(self, driver: Driver, one: Filter) -> None:
+        scope = one.scope
+        if scope.kind == "pid":
+            if _process(scope.value) != one.process:
+                return  # its number is another's now
+        elif scope.kind in ("cgroup", "unit"):
+            self._cgroups[one.bit] = _cgroup_id(driver, scope)
+        driver.install(one.bit, scope)
+
+    def refresh(self) -> None:
+        """Cgroups that were made anew since, as when a unit was started again, are in their filter
+        again. To be called now and then."""
+        driver = self.driver
+        for one in self.all_filters():
+            if one.scope.kind not in ("cgroup", "unit"):
+                continue
+            scope = one.scope
+            found = _cgroup_id(driver, scope)
+            if not found and scope.kind == "unit":
+                with contextlib.suppress(StreamtapError, ValueError):
+                    root = driver.callouts.cgroups.root
+                    scope = resolve("unit", scope.given, name=scope.name, cgroup_root=root)
+                    found = _cgroup_id(driver, scope)
+            if found and found != self._cgroups.get(one.bit):
+                self._cgroups[one.bit] = found
+                driver.install(one.bit, scope)
+                driver.callouts.adopt()
+
+    # --- filters ---------------------------------------------------------------------------------
+
+    def filters(self) -> Sequence[Filter]:
+        return self._filters.filters
+
+    def all_filters(self) -> list[Filter]:
+        """Those that live as long as somebody watches, too."""
+        return [*self._filters.filters, *self._temporary.values()]
+
+    @property
+    def enabled(self) -> bool:
+        """Not everything was disabled at once."""
+        return self._filters.enabled
+
+    def add(self, filters: Sequence[NewFilter], *, temporary: bool = False) -> Sequence[Filter]:
+        """All of them or none; without any, the callouts alone are seen to.
+
+        temporary: not written down; `delete` takes them away.
+        Raises AlreadyExists, what `resolve` does, and StreamtapError for more than 64 in all.
+        """
+        driver = self.driver
+        made = self._new_filters(filters)
+        installed = 0
+        try:
+            for one in made:
+                installed |= 1 << one.bit
+                self._install(driver, one)
+            if temporary:
+                self._temporary |= {one.name: one for one in made}
+            elif made:
+                self._save(self._filters.filters + tuple(made))
+        except BaseException:
+            driver.callouts.forget(installed)
+            raise
+        self._put_in_force()
+        return made
+
+    def _new_filters(self, asked: Sequence[NewFilter]) -> list[Filter]:
+        made: list[Filter] = []
+        names = {one.name for one in self.all_filters()}
+        taken = {one.bit for one in self.all_filters()}
+        free = (bit for bit in range(MAX_FILTERS) if bit not in taken)
+        for new in asked:
+            if new.protocol is not None:
+                by_name(new.protocol)
+            scope = new.resolve(cgroup_root=self.driver.callouts.cgroups.root)
+            if scope.name in names:
+                raise AlreadyExists(
+                    f"there is a filter {scope.name} already",
+                    "streamtap list shows it; --name gives another name",
+                )
+            names.add(scope.name)
+            bit = next(free, None)
+            if bit is None:
+                raise StreamtapError(
+                    f"there are {MAX_FILTERS} filters already, the most at once",
+                    "streamtap delcallouts removes one",
+                )
+            made.append(
+                Filter(
+                    name=scope.name,
+                    scope=scope,
+                    bit=bit,
+                    protocol=new.protocol,
+                    content=new.content,
+                    added_ns=time.time_ns(),
+                    process=_process(scope.value) if scope.kind == "pid" else "",
+                )
+            )
+        return made
+
+    def delete(self, names: Sequence[str]) -> Sequence[Filter]:
+        """The filters that are gone, all that are named or none. Raises NotFound."""
+        known = {one.name: one for one in self.all_filters()}
+        for name in names:
+            if name not in known:
+                raise NotFound(f"no filter {name}", "streamtap list shows what there is")
+        gone = [known[name] for name in dict.fromkeys(names)]
+        driver = self.driver
+        kept = tuple(one for one in self._filters.filters if one not in gone)
+        if len(kept) != len(self._filters.filters):
+            self._save(kept)
+        for one in gone:
+            self._temporary.pop(one.name, None)
+            self._cgroups.pop(one.bit, None)
+            driver.remove(one.bit)
+        return gone
+
+    def remove(self) -> None:
+        """Filters, callouts and pins, of other versions too. Sessions stay."""
+        if self._driver is not None:
+            self._driver.callouts.close()
+            self._driver = None
+        self._temporary.clear()
+        if self._filters.filters or not self._filters.enabled:
+            self._save((), enabled=True)
+        require_rights()
+        library()
+        for folder in (self.paths.pins, *self._other_folders()):
+            Pins(folder).remove()
+        with contextlib.suppress(OSError):
+            self.paths.bpf.rmdir()
+
+    def enable(self, name: str | None = None) -> None:
+        self._switch(name, True)
+
+    def disable(self, name: str | None = None) -> None:
+        """What it watched is watched no more; connections go on. Raises NotFound."""
+        self._switch(name, False)
+
+    def _switch(self, name: str | None, enabled: bool) -> None:
+        replace = msgspec.structs.replace
+        if name is None:
+            self._save(self._filters.filters, enabled=enabled)
+        elif all(one.name != name for one in self._filters.filters):
+            raise NotFound(f"no filter {name}", "streamtap list shows what there is")
+        else:
+            self._save(
+                tuple(
+                    replace(one, enabled=enabled) if one.name == name else one
+                    for one in self._filters.filters
+                )
+            )
+        self._put_in_force()
+
+    @property
+    def mask(self) -> int:
+        """The bits that are in force."""
+        temporary = sum(1 << one.bit for one in self._temporary.values())
+        return self._filters.mask | (temporary if self._filters.enabled else 0)
+
+    def _put_in_force(self) -> None:
+        callouts = self.driver.callouts
+        before = callouts.enabled
+        callouts.enable(self.mask)
+        if before & ~self.mask:
+            callouts.unmark()
+        if fresh := self.mask & ~before:
+            callouts.seed(fresh)
+            callouts.adopt()
+
+    def _save(self, filters: tuple[Filter, ...], *, enabled: bool | None = None) -> None:
+        now = self._filters.enabled if enabled is None else enabled
+        after = Filters(enabled=now, filters=filters)
+        save(self.paths.filters, after)
+        self._filters = after
+
+    # --- sessions --------------------------------------------------------------------------------
+
+    @property
+    def recorded(self) -> Sequence[Recorded]:
+        return self._sessions.sessions
+
+    def sessions(self) -> Sequence[SessionInfo]:
+        return [stored(one) for one in self.recorded]
+
+    def add_session(self, session: Recorded) -> Recorded:
+        """Raises AlreadyExists, NotFound for a filter that is not there, ValueError for words."""
+        parse(session.selection)
+        if any(one.name == session.name for one in self.recorded):
+            raise AlreadyExists(
+                f"there is a session {session.name} already", "streamtap trace list shows it"
+            )
+        known = {one.name for one in self._filters.filters}
+        for name in session.filters:
+            if name not in known:
+                raise NotFound(f"no filter {name}", "streamtap list shows what there is")
+        taken = {output for one in self.recorded for output in one.outputs}
+        for output in session.outputs:
+            if output in taken:
+                raise AlreadyExists(f"{output} is written by another session already")
+        if len(self.recorded) >= MAX_SESSIONS:
+            raise StreamtapError(f"there are {MAX_SESSIONS} sessions already, the most at once")
+        self._save_sessions((*self.recorded, session))
+        return session
+
+    def remove_session(self, name: str) -> Recorded:
+        for one in self.recorded:
+            if one.name == name:
+                self._save_sessions(tuple(other for other in self.recorded if other is not one))
+                return one
+        raise NotFound(f"no session {name}", "streamtap trace list shows what there is")
+
+    def _save_sessions(self, sessions: tuple[Recorded, ...]) -> None:
+        after = Sessions(sessions=sessions)
+        save(self.paths.sessions, after)
+        self._sessions = after
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """What is pinned goes on."""
+        driver = getattr(self, "_driver", None)
+        if driver is not None:
+            driver.callouts.close()
+            self._driver = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _lock(path: Path) -> int:
+    """A descriptor that holds the lock; the kernel lets go of it with the process."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except PermissionError as error:
+        raise PermissionMissing(f"{path}: {error.strerror}", "run with sudo") from error
+    except OSError as error:
+        raise StreamtapError(f"{path}: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise Busy(f"{path} is held by another process", "try again") from None
+    return fd
+
+
+def _cgroup_id(driver: Driver, scope: Scope) -> int:
+    """0 where it is not there."""
+    try:
+        return driver.callouts.cgroups.id_of(scope.cgroup)
+    except OSError:
+        return 0
+
+
+def _process(pid: str) -> str:
+    """Which process of all that ever had the number; "" where there is none."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            boot = file.read().strip()
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            started = file.read().rpartition(b") ")[2].split()[19]
+        return f"{boot}/{started.decode()}"
+    except OSError:
+        return ""
