@@ -402,6 +402,11 @@ class Callouts:
             Ring(self._map("control").fd, CONTROL_BYTES),
         )
 
+    @property
+    def ring_fds(self) -> tuple[int, int]:
+        """The descriptors of the two, for a process that reads them in our place."""
+        return self._map("segments").fd, self._map("control").fd
+
     def counters(self) -> dict[str, int]:
         """Totals over all flows and CPUs; names as in `bpf/callout.h`."""
         cpus = possible_cpus()

@@ -27,7 +27,9 @@ from streamtap.service.protocol import NewFilter, SessionInfo, stored
 from streamtap.service.state import Filter, Filters, Recorded, Sessions, load, save
 from streamtap.trace import parse
 
-MAX_FILTERS = 64
+BITS = range(48)  # of filters that persist
+TEMPORARY_BITS = range(48, 64)  # of those that live as long as somebody watches
+PERSISTENT = (1 << len(BITS)) - 1
 MAX_SESSIONS = 4000
 
 
@@ -135,6 +137,11 @@ class Registry:
         return [*self._filters.filters, *self._temporary.values()]
 
     @property
+    def temporary(self) -> Sequence[str]:
+        """The names of those."""
+        return list(self._temporary)
+
+    @property
     def enabled(self) -> bool:
         """Not everything was disabled at once."""
         return self._filters.enabled
@@ -143,10 +150,10 @@ class Registry:
         """All of them or none; without any, the callouts alone are seen to.
 
         temporary: not written down; `delete` takes them away.
-        Raises AlreadyExists, what `resolve` does, and StreamtapError for more than 64 in all.
+        Raises AlreadyExists, what `resolve` does, and StreamtapError for more than there are bits.
         """
         driver = self.driver
-        made = self._new_filters(filters)
+        made = self._new_filters(filters, TEMPORARY_BITS if temporary else BITS)
         installed = 0
         try:
             for one in made:
@@ -162,11 +169,11 @@ class Registry:
         self._put_in_force()
         return made
 
-    def _new_filters(self, asked: Sequence[NewFilter]) -> list[Filter]:
+    def _new_filters(self, asked: Sequence[NewFilter], bits: range) -> list[Filter]:
         made: list[Filter] = []
         names = {one.name for one in self.all_filters()}
         taken = {one.bit for one in self.all_filters()}
-        free = (bit for bit in range(MAX_FILTERS) if bit not in taken)
+        free = (bit for bit in bits if bit not in taken)
         for new in asked:
             if new.protocol is not None:
                 by_name(new.protocol)
@@ -180,7 +187,7 @@ class Registry:
             bit = next(free, None)
             if bit is None:
                 raise StreamtapError(
-                    f"there are {MAX_FILTERS} filters already, the most at once",
+                    f"there are {len(bits)} filters already, the most at once",
                     "streamtap delcallouts removes one",
                 )
             made.append(
