@@ -183,6 +183,15 @@ class FilterChanged(Body, frozen=True, kw_only=True, tag="filter.changed"):
     scope: str
 
 
+class ControlOpened(Body, frozen=True, kw_only=True, tag="control.opened"):
+    """The control socket can be asked now, where `path` is."""
+
+    provider: ClassVar[str] = "control"
+    flag: ClassVar[str] = "init"
+    level: ClassVar[str] = "info"
+    path: str
+
+
 class ControlRequest(Body, frozen=True, kw_only=True, tag="control.request"):
     """Somebody asked for something: who, what, and what came of it."""
 

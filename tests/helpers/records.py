@@ -176,6 +176,11 @@ def every_kind() -> list[tuple[Record, str]]:
         result="done",
     )
     ours(
+        "control.opened",
+        "* -   control   can be asked at /run/streamtap/control.sock",
+        path="/run/streamtap/control.sock",
+    )
+    ours(
         "control.state",
         "* -   state     attached  hooks: sockops, egress  missing: exit",
         state="attached",

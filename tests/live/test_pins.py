@@ -67,6 +67,13 @@ class Reader:
     def poll(self) -> None:
         self.records += self.pipeline.feed(self.source.poll(0.02))
 
+    def until_opened(self) -> None:
+        def opened() -> bool:
+            self.poll()
+            return bool(self.opened)
+
+        eventually(opened, "a flow opened")
+
     def until_closed(self, flows: int = 1) -> list[FlowClosed]:
         def closed() -> bool:
             self.poll()
@@ -156,7 +163,7 @@ def test_a_filter_that_is_added_later_takes_what_is_open_and_leaves_it_when_it_g
         say(speaker, server, b"before")
         registry.add([exe(program, "later")])
         say(speaker, server, b"with it")
-        eventually(lambda: reader.poll() or reader.opened, "it is opened")
+        reader.until_opened()
         assert [one.midstream for one in reader.opened] == [True]
         counted = registry.driver.counters()["seen_bytes"]
         assert counted == len(b"with it")
@@ -178,10 +185,10 @@ def test_disabling_stops_what_runs_and_enabling_takes_it_up_again(
     with Registry(paths) as registry:
         registry.add([exe(program, "chat")])
         join(speaker, server)
-        for switch in (registry.disable, lambda: registry.disable("chat")):
+        for name in (None, "chat"):
             say(speaker, server, b"seen")
             seen = registry.driver.counters()["seen_bytes"]
-            switch()
+            registry.disable(name)
             say(speaker, server, b"not seen")
             assert registry.driver.counters()["seen_bytes"] == seen
             registry.enable()

@@ -14,7 +14,15 @@ from typing import BinaryIO, Self
 from streamtap import __version__
 from streamtap.cli.options import sinks, takes_stdout
 from streamtap.cli.parsing import Arguments, say
-from streamtap.events import ControlRequest, ControlState, FilterChanged, Record, Started, Stopped
+from streamtap.events import (
+    ControlOpened,
+    ControlRequest,
+    ControlState,
+    FilterChanged,
+    Record,
+    Started,
+    Stopped,
+)
 from streamtap.trace import Output, Selection, Session, Sink, choose, open_sink
 from streamtap.trace.console import Show
 from streamtap.trace.extract import Extract
@@ -212,7 +220,7 @@ def is_routine(record: Record) -> bool:
     body = record.body
     if isinstance(body, ControlState):
         return not body.missing
-    return isinstance(body, Started | Stopped | FilterChanged)
+    return isinstance(body, Started | Stopped | FilterChanged | ControlOpened)
 
 
 def without_ours(selection: Selection) -> Selection:

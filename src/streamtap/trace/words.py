@@ -240,6 +240,10 @@ def _request(fields: Fields) -> Words:
     )
 
 
+def _control_opened(fields: Fields) -> Words:
+    return Words("control", f"can be asked at {fields.text('path')}")
+
+
 def _control_state(fields: Fields) -> Words:
     hooks, missing = fields.texts("hooks"), fields.texts("missing")
     detail = (f"  hooks: {hooks}" if hooks else "") + (f"  missing: {missing}" if missing else "")
@@ -356,6 +360,7 @@ TELLERS: dict[str, Teller] = {
     "stream.parser_failed": _parser_failed,
     "state.changed": _state_changed,
     "filter.changed": _filter_changed,
+    "control.opened": _control_opened,
     "control.request": _request,
     "control.state": _control_state,
     "init.started": _started,
