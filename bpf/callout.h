@@ -179,9 +179,10 @@ struct settings {		     /* the one value of `settings`, mapped by user space */
 	unsigned long long known;    /* filters that exist, in force or not */
 	unsigned long long seeding;  /* filters that programs which run already are judged for */
 	unsigned long long build;    /* of the object that was attached last; user space's own */
-	unsigned long long missed;   /* counters.lost_bytes that a reader has told; user space's own */
-	unsigned int use;	     /* enum scope_use */
-	unsigned int policy_epoch;   /* changed whenever `policies` changes */
+	unsigned long long
+		missed;	  /* counters.lost_bytes that a reader has told; user space's own */
+	unsigned int use; /* enum scope_use */
+	unsigned int policy_epoch; /* changed whenever `policies` changes */
 	unsigned int ring_bytes;
 	unsigned int wake_bytes; /* a fuller ring wakes the reader at once */
 	unsigned int mode;	 /* of new flows, enum policy_mode */

@@ -229,7 +229,8 @@ static __always_inline int adopt(struct sock *sk, struct task_struct *task)
 		return 0;
 	flow = bpf_sk_storage_get(&flows, sk, 0, 0);
 	if (flow) {
-		if (!((filters & ~flow->filters) | (candidates & ~(flow->filters | flow->candidates))))
+		if (!((filters & ~flow->filters) |
+		      (candidates & ~(flow->filters | flow->candidates))))
 			return 0;
 		SET(flow->filters, filters);
 		if (candidates & ~flow->filters) {
