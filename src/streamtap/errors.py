@@ -64,3 +64,7 @@ class ServiceError(StreamtapError):
     """The service, or a running monitor, is not there or does not answer."""
 
     exit_code = 3
+
+
+class Busy(StreamtapError):
+    """Another process is just changing the filters."""

@@ -13,13 +13,13 @@ from helpers.live import Puppet, eventually, join, leave, say, whole
 from helpers.places import environment_of, place
 from streamtap.capture.live import LiveSource
 from streamtap.capture.pins import Pins
-from streamtap.errors import AlreadyExists, NotFound, StreamtapError
+from streamtap.errors import AlreadyExists, Busy, NotFound, StreamtapError
 from streamtap.events import FlowClosed, FlowOpened, Record
 from streamtap.model import Content
 from streamtap.pipeline import Pipeline
 from streamtap.service.paths import Paths
 from streamtap.service.protocol import NewFilter
-from streamtap.service.registry import Busy, Registry
+from streamtap.service.registry import Registry
 from streamtap.service.state import Filters, load
 
 pytestmark = pytest.mark.root

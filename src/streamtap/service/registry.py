@@ -19,7 +19,7 @@ from streamtap.capture.callouts import Callouts, require_rights
 from streamtap.capture.libbpf import library
 from streamtap.capture.pins import Pins
 from streamtap.driver import Driver
-from streamtap.errors import AlreadyExists, NotFound, PermissionMissing, StreamtapError
+from streamtap.errors import AlreadyExists, Busy, NotFound, PermissionMissing, StreamtapError
 from streamtap.flows.scope import Scope, resolve
 from streamtap.protocols import by_name
 from streamtap.service.paths import Paths
@@ -31,10 +31,6 @@ BITS = range(48)  # of filters that persist
 TEMPORARY_BITS = range(48, 64)  # of those that live as long as somebody watches
 PERSISTENT = (1 << len(BITS)) - 1
 MAX_SESSIONS = 4000
-
-
-class Busy(StreamtapError):
-    """Another process holds the lock: the service, or another verb."""
 
 
 class Registry:
