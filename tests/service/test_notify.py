@@ -29,8 +29,6 @@ def test_the_manager_is_told_on_the_socket_it_names(
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + manager.getsockname()[1:].decode())
     assert notify.ready("2 filters\nREADY=0")
     assert manager.recv(4096) == b"READY=1\nSTATUS=2 filters READY=0"
-    assert notify.alive()
-    assert manager.recv(4096) == b"WATCHDOG=1"
     assert notify.status("watching")
     assert manager.recv(4096) == b"STATUS=watching"
     assert notify.stopping()
@@ -53,18 +51,23 @@ def test_a_manager_that_does_not_read_holds_nothing_up(
 ) -> None:
     manager.bind(str(tmp_path / "notify"))
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-    told = [notify.alive() for _ in range(10_000)]
+    told = [notify.stopping() for _ in range(10_000)]
     assert told[0]
     assert not told[-1]
 
 
-def test_the_watchdog_is_fed_twice_in_its_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watchdog_is_fed_where_it_waits_for_this_process(
+    manager: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.bind(str(tmp_path / "notify"))
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
-    assert notify.watchdog_s() is None
+    assert not notify.watchdog()
     monkeypatch.setenv("WATCHDOG_USEC", "30000000")
-    assert notify.watchdog_s() == 15
-    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
-    assert notify.watchdog_s() == 15
+    assert notify.watchdog()
+    assert manager.recv(4096) == b"WATCHDOG=1"
     monkeypatch.setenv("WATCHDOG_PID", str(os.getppid()))
-    assert notify.watchdog_s() is None
+    assert not notify.watchdog()
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    assert notify.watchdog()

@@ -21,8 +21,7 @@ from typing import NamedTuple, NoReturn
 import msgspec
 
 from streamtap.errors import ServiceError, StreamtapError
-
-Ready = Callable[[str], None]
+from streamtap.service.notify import Ready
 
 TIMEOUT_S = 60.0  # loading the callouts takes seconds on a slow machine
 GRACE_S = 5.0  # to stop before it is killed

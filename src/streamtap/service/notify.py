@@ -6,6 +6,9 @@ Without a manager, nothing is told and nothing fails.
 import logging
 import os
 import socket
+from collections.abc import Callable
+
+Ready = Callable[[str], object]  # called once, with one line on what is up
 
 _log = logging.getLogger(__name__)
 
@@ -24,17 +27,14 @@ def stopping() -> bool:
     return _tell("STOPPING=1")
 
 
-def alive() -> bool:
-    """To be told every `watchdog_s`, or the manager takes the service for hung."""
-    return _tell("WATCHDOG=1")
-
-
-def watchdog_s() -> float | None:
-    """How often the manager wants to hear `alive`: half of its patience. None: not at all."""
+def watchdog() -> bool:
+    """Still alive: to be said every second or so, where the manager waits for that; else it takes
+    the service for hung."""
+    if not os.environ.get("WATCHDOG_USEC"):
+        return False
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
-        return None  # meant for a process that started this one
-    patience_us = os.environ.get("WATCHDOG_USEC", "")
-    return int(patience_us) / 2e6 if patience_us.isdecimal() and int(patience_us) else None
+        return False  # meant for a process that started this one
+    return _tell("WATCHDOG=1")
 
 
 def _status(text: str) -> str:
