@@ -2,7 +2,11 @@
 
 import errno
 import json
+import os
 import sqlite3
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +14,8 @@ import msgspec
 import pytest
 
 from helpers.records import (
+    ALICE,
+    BOB,
     FLOW,
     PAIRED,
     PIDGIN,
@@ -21,7 +27,8 @@ from helpers.records import (
     opened,
     record,
 )
-from streamtap.trace.sqlite import Sqlite
+from streamtap.trace.sqlite import NotContinued, Sqlite, open_read_only
+from streamtap.trace.tables import APPLICATION_ID, TABLES
 
 
 @pytest.fixture
@@ -104,15 +111,38 @@ def test_the_file_can_be_read_while_it_is_written(sink: Sqlite, path: Path) -> N
     reader.close()
 
 
-def test_conversations_are_counted_over_their_flows(sink: Sqlite, path: Path) -> None:
+def test_conversations_and_who_took_part_are_counted_over_flows_and_flushes(
+    sink: Sqlite, path: Path
+) -> None:
     other = msgspec.structs.replace(FLOW, flow="99")
-    sink.write(1, record(message(), "sent"))
-    sink.write(2, record(message(), "sent", other))
-    sink.write(3, record(message(conversation=None), "sent", other))
-    sink.flush()
-    assert rows(path, "SELECT conversation, records, flows FROM conversations") == [
-        {"conversation": "c1", "records": 2, "flows": 2}
+    chat: dict[str, object] = {"pattern": "client-to-client", "conversation": "c1"}
+    said = [
+        body("im.connect", service="switchboard", **chat),
+        body("im.invite", account="carol@example.com", by=ALICE, **chat),
+        body("im.join", account=BOB, participants=(BOB, ALICE), **chat),
+        message(),
+        message(kind="typing", size=0),
+        body("im.file", action="offer", sender=ALICE, recipients=(BOB,), **chat),
     ]
+    for number, each in enumerate(said, 1):
+        sink.write(number, msgspec.structs.replace(record(each, "sent"), time_ns=TIME + number))
+        sink.flush()
+    sink.write(7, msgspec.structs.replace(record(message(), "sent", other), time_ns=TIME))
+    sink.write(8, record(message(conversation=None), "sent", other))
+    sink.flush()
+    assert rows(path, "SELECT * FROM conversations") == [
+        {
+            **{"conversation": "c1", "protocol": "msnp", "service": "switchboard"},
+            **{"first_ns": TIME, "last_ns": TIME + 6, "records": 7, "flows": 2},
+            **{"messages": 2, "bytes": 22, "files": 1},
+        }
+    ]
+    assert [tuple(row.values()) for row in rows(path, "SELECT * FROM participants")] == [
+        ("c1", ALICE, TIME, TIME + 6, 0, 0, 2),
+        ("c1", BOB, TIME, TIME + 6, 2, 22, 0),
+    ]
+    flows = rows(path, "SELECT flow FROM conversation_flows WHERE conversation = 'c1'")
+    assert [row["flow"] for row in flows] == ["12", "99"]
 
 
 def test_a_new_recording_replaces_an_old_one(sink: Sqlite, path: Path) -> None:
@@ -122,6 +152,167 @@ def test_a_new_recording_replaces_an_old_one(sink: Sqlite, path: Path) -> None:
     again.open()
     again.close()
     assert rows(path, "SELECT * FROM records") == rows(path, "SELECT * FROM flows") == []
+
+
+def test_a_recording_of_the_first_version_is_replaced_too(path: Path) -> None:
+    first = sqlite3.connect(path)
+    first.executescript(
+        f"PRAGMA application_id = {APPLICATION_ID}; CREATE TABLE records (number);"
+        "CREATE VIEW conversations AS SELECT number FROM records; CREATE TABLE mine (x);"
+    )
+    first.close()
+    with pytest.raises(NotContinued, match="another version"):
+        Sqlite(path, append=True).open()
+    sink = Sqlite(path)
+    sink.open()
+    sink.close()
+    kinds = rows(path, "SELECT name, type FROM sqlite_master WHERE type != 'index'")
+    assert {row["name"] for row in kinds} == {*TABLES, "mine"}
+    assert {row["type"] for row in kinds} == {"table"}
+
+
+def test_a_recording_goes_on_behind_what_it_holds(path: Path) -> None:
+    for number in (1, 2):
+        sink = Sqlite(path, append=True)
+        sink.open()
+        assert sink.last == number - 1
+        sink.write(number, record(message(), "sent"))
+        sink.close()
+    assert rows(path, "SELECT number FROM records") == [{"number": 1}, {"number": 2}]
+    assert rows(path, "SELECT records, messages, flows FROM conversations") == [
+        {"records": 2, "messages": 2, "flows": 1}
+    ]
+
+
+def test_a_recording_of_before_the_last_boot_is_not_continued(path: Path) -> None:
+    sink = Sqlite(path)
+    sink.open()
+    sink.close()
+    database = sqlite3.connect(path)
+    database.execute("UPDATE recording SET value = 'another' WHERE name = 'boot'")
+    database.commit()
+    database.close()
+    with pytest.raises(NotContinued, match="last boot"):
+        Sqlite(path, append=True).open()
+
+
+def test_what_could_not_be_written_leaves_no_trace_and_the_next_is_written(path: Path) -> None:
+    sink = Sqlite(path, append=True)
+    sink.open()
+    sink.write(1, record(opened()))
+    sink.flush()
+    sink.write(2, record(message(), "sent", PAIRED))
+    sink.write(1, record(message(), "sent", PAIRED))
+    with pytest.raises(OSError, match="UNIQUE"):
+        sink.flush()
+    assert rows(path, "SELECT flow FROM flows") == [{"flow": "12"}]
+    assert rows(path, "SELECT * FROM participants") == []
+    sink.write(3, record(message(), "sent", PAIRED))
+    sink.close()
+    assert rows(path, "SELECT flow FROM flows") == [{"flow": "12"}, {"flow": "13"}]
+    assert rows(path, "SELECT number FROM records") == [{"number": 1}, {"number": 3}]
+
+
+def test_numbers_that_no_database_holds_are_cut(sink: Sqlite, path: Path) -> None:
+    sink.write(1, record(closed(sent=2**64 - 1)))
+    sink.write(2, record(message(size=2**70, offset=2**66), "sent"))
+    sink.flush()
+    assert rows(path, "SELECT sent FROM flows") == [{"sent": 2**63 - 1}]
+    assert rows(path, 'SELECT "offset" FROM records WHERE number = 2') == [{"offset": 2**63 - 1}]
+    assert rows(path, "SELECT bytes FROM conversations") == [{"bytes": 2**63 - 1}]
+
+
+def test_a_finished_recording_is_one_file_unless_somebody_reads_it(
+    sink: Sqlite, path: Path
+) -> None:
+    reader = sqlite3.connect(path)
+    assert reader.execute("SELECT count(*) FROM records").fetchone() == (0,)
+    assert not sink.seal()
+    reader.close()
+    sink.write(1, record(opened()))
+    sink.close()
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert rows(path, "PRAGMA journal_mode") == [{"journal_mode": "delete"}]
+
+
+@pytest.mark.parametrize("round", range(10))
+def test_a_writer_that_is_killed_leaves_all_that_it_had_flushed(round: int, path: Path) -> None:
+    # Each time a little later in what it does, and behind what the rounds before left.
+    for delay in range(5):
+        told = killed_writer(path, (round * 5 + delay) * 0.4e-3)
+        database = sqlite3.connect(path)
+        try:
+            assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            assert_in_agreement(database, told)
+        finally:
+            database.close()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from helpers.records import message, opened, record
+from streamtap.trace.sqlite import NotContinued, Sqlite, open_read_only
+from streamtap.trace.tables import APPLICATION_ID, TABLES
+
+sink = Sqlite(Path(sys.argv[1]), append=True, pages=16)
+sink.open()
+number = sink.last
+while True:
+    for _ in range(7):
+        number += 1
+        name = f"c{number // 10}"
+        sink.write(number, record(message(conversation=name) if number % 10 else opened(), "sent"))
+    sink.flush()
+    print(number, flush=True)
+"""
+
+
+def killed_writer(path: Path, delay_s: float) -> int:
+    """Kills a writer so long after its first words; the last number that it told as flushed."""
+    command = [sys.executable, "-c", WRITER, str(path)]
+    folders = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **folders}) as writer:
+        assert writer.stdout is not None
+        try:
+            first = writer.stdout.readline()
+            until = time.perf_counter() + delay_s
+            while time.perf_counter() < until:
+                pass  # a sleep is not as short
+        finally:
+            writer.kill()
+        rest = writer.stdout.read()
+    # The last line may be cut by the kill.
+    return int((first + rest).rpartition(b"\n")[0].split()[-1])
+
+
+def assert_in_agreement(database: sqlite3.Connection, told: int) -> None:
+    """All numbers up to the last that was told are there, and the tables say what records say."""
+    count, last = database.execute("SELECT count(*), max(number) FROM records").fetchone()
+    assert count == last >= told
+    by_records = """SELECT conversation, count(*), min(time_ns), max(time_ns), count(DISTINCT flow),
+      sum(event = 'im.message') FROM records WHERE conversation IS NOT NULL GROUP BY 1"""
+    by_table = """SELECT conversation, records, first_ns, last_ns, flows, messages
+      FROM conversations ORDER BY 1"""
+    assert database.execute(by_table).fetchall() == database.execute(by_records).fetchall()
+    by_records = """SELECT conversation, json_extract(body, '$.sender'), count(*) FROM records
+      WHERE event = 'im.message' GROUP BY 1, 2"""
+    by_table = "SELECT conversation, account, messages FROM participants WHERE messages ORDER BY 1"
+    assert database.execute(by_table).fetchall() == database.execute(by_records).fetchall()
+    missing = "SELECT count(*) FROM records WHERE flow NOT IN (SELECT flow FROM flows)"
+    assert database.execute(missing).fetchone() == (0,)
+
+
+def test_what_is_opened_for_reading_is_not_written(sink: Sqlite, path: Path) -> None:
+    sink.write(1, record(opened()))
+    sink.flush()
+    database = open_read_only(path)
+    try:
+        assert database.execute("SELECT number FROM records").fetchall() == [(1,)]
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            database.execute("DELETE FROM records")
+    finally:
+        database.close()
 
 
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from streamtap.errors import NotFound, StreamtapError
 from streamtap.events import Body, FlowInfo, Record
 from streamtap.model import App
 from streamtap.trace.jsonlines import RecordDecoder
-from streamtap.trace.sqlite import APPLICATION_ID
+from streamtap.trace.sqlite import is_ours, open_read_only
 
 Damaged = Callable[[int, ValueError], None]
 
@@ -65,9 +65,9 @@ def _read_lines(path: Path, decoder: RecordDecoder, damaged: Damaged) -> Iterato
 
 
 def _read_sqlite(path: Path, decoder: RecordDecoder, damaged: Damaged) -> Iterator[Record]:
-    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    database = open_read_only(path)
     try:
-        if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        if not is_ours(database):
             raise StreamtapError(f"{path} is a database, but no recording of streamtap")
         flows: dict[str, FlowInfo] = {}
         for number, time_ns, body, direction, *row in database.execute(_QUERY):

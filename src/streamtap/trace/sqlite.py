@@ -1,74 +1,56 @@
 """Records in an SQLite file that can be read while it is written.
 
-Tables: `records` (one row a record; `body` is the JSON object of the body) and `flows` (one row a
-flow; `peer` is the JSON object of the application at its other end), and the view `conversations`.
-The file is in WAL mode: readers never wait for the writer, and a crash leaves what was flushed
-whole. A recording begins anew in a file that is one already; any other file is left alone.
+Beside `records`, the tables of flows, conversations and participants are kept up in the same
+transaction: whoever reads finds them in agreement. The file is in WAL mode while it is written:
+readers never wait for the writer, and a crash leaves what was flushed whole. When it is finished
+it becomes a single file without a log.
 """
 
 import errno
+import os
 import sqlite3
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from streamtap.events import FlowClosed, FlowInfo, FlowOpened, Record, place, tag_of
 from streamtap.model import App
+from streamtap.trace import tables
 from streamtap.trace.jsonlines import BodyEncoder, clean_text, encode_any
+from streamtap.trace.tables import LATEST, Row, Talk
 
-APPLICATION_ID = 0x53545450  # "STTP" in the header of the file tells that it is ours
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+PAGES = 1000  # of the log, before they are moved into the file: SQLite's own default
 
 _BATCH = 1000  # rows held back at most between flushes
 _FLOWS = 65536  # flows remembered as written
-_LATEST = 2**63 - 1  # what an INTEGER holds; damaged captures know later times
-_SCHEMA = f"""
-BEGIN IMMEDIATE;
-DROP VIEW IF EXISTS conversations;
-DROP TABLE IF EXISTS records;
-DROP TABLE IF EXISTS flows;
-PRAGMA application_id = {APPLICATION_ID};
-CREATE TABLE records (
-  number INTEGER PRIMARY KEY, time_ns INTEGER NOT NULL,
-  provider TEXT NOT NULL, flag TEXT NOT NULL, level TEXT NOT NULL, event TEXT NOT NULL,
-  flow TEXT, direction TEXT, "offset" INTEGER, length INTEGER, conversation TEXT,
-  body TEXT NOT NULL
-);
-CREATE TABLE flows (
-  flow TEXT PRIMARY KEY,
-  path TEXT, pid INTEGER, comm TEXT, uid INTEGER, cgroup TEXT, filter TEXT,
-  local TEXT NOT NULL, remote TEXT NOT NULL, role TEXT NOT NULL, peer TEXT,
-  opened_ns INTEGER, midstream INTEGER,
-  closed_ns INTEGER, reason TEXT, sent INTEGER, received INTEGER, missing INTEGER, complete INTEGER
-) WITHOUT ROWID;
-CREATE INDEX records_time ON records (time_ns);
-CREATE INDEX records_event ON records (event);
-CREATE INDEX records_flow ON records (flow, direction, "offset");
-CREATE INDEX records_conversation ON records (conversation) WHERE conversation IS NOT NULL;
-CREATE VIEW conversations AS
-  SELECT conversation, min(time_ns) AS first_ns, max(time_ns) AS last_ns,
-    count(*) AS records, count(DISTINCT flow) AS flows
-  FROM records WHERE conversation IS NOT NULL GROUP BY conversation;
-COMMIT;
-"""
-_RECORD = f"INSERT INTO records VALUES ({', '.join('?' * 12)})"
-_FLOW = f"""INSERT INTO flows VALUES ({", ".join("?" * 11)}{", NULL" * 8})
-  ON CONFLICT (flow) DO UPDATE SET path = excluded.path, pid = excluded.pid, comm = excluded.comm,
-  uid = excluded.uid, cgroup = excluded.cgroup, filter = excluded.filter, peer = excluded.peer"""
-_OPENED = "UPDATE flows SET opened_ns = ?, midstream = ? WHERE flow = ?"
-_CLOSED = """UPDATE flows SET closed_ns = ?, reason = ?, sent = ?, received = ?, missing = ?,
-  complete = ? WHERE flow = ?"""
 
-Row = tuple[str | int | None, ...]
+
+class NotContinued(OSError):
+    """A recording of streamtap that cannot be gone on with: another version made it, or it is of
+    before the last boot, so that the names of its flows mean others now."""
 
 
 class Sqlite:
-    """The sink of SQLite files. Failures of the database are raised as OSError."""
+    """The sink of SQLite files. Failures of the database are raised as OSError.
 
-    def __init__(self, path: Path) -> None:
+    A recording begins anew in a file that is one already; any other file is left alone.
+    append: it is continued instead, with numbers above `last`; raises NotContinued where that
+        cannot be.
+    pages: of the log that a reader sees beside the file, about, while nobody reads for long.
+    """
+
+    def __init__(self, path: Path, *, append: bool = False, pages: int = PAGES) -> None:
         self._path = path
+        self._append = append
+        self._pages = pages
         self._database: sqlite3.Connection | None = None
         self._encode = BodyEncoder().encode
         self._statements: list[tuple[str, Row]] = []
         self._rows: list[Row] = []
+        self._talks: dict[str, Talk] = {}
         self._flows: dict[str, FlowInfo] = {}  # as they were last written
+        self.last = 0  # the highest number that was in the file when it was opened
 
     @property
     def name(self) -> str:
@@ -78,15 +60,29 @@ class Sqlite:
         try:
             database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             self._database = database
-            ours = database.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+            ours = _pragma(database, "application_id") == tables.APPLICATION_ID
             if not ours and database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                 raise OSError(errno.EEXIST, "a database of something else", self.name)
+            if ours and self._append:
+                self._check(database)
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
-            database.executescript(_SCHEMA)
+            database.execute(f"PRAGMA wal_autocheckpoint = {self._pages:d}")
+            database.execute(f"PRAGMA journal_size_limit = {self._pages * 4096:d}")
+            if ours and self._append:
+                self.last = database.execute("SELECT max(number) FROM records").fetchone()[0] or 0
+            else:
+                _begin_anew(database)
         except (sqlite3.Error, OSError) as error:
             self._release()
             raise _as_os_error(error, self.name) from error
+
+    def _check(self, database: sqlite3.Connection) -> None:
+        if _pragma(database, "user_version") != tables.VERSION:
+            raise NotContinued(errno.EINVAL, "a recording of another version", self.name)
+        row = database.execute("SELECT value FROM recording WHERE name = 'boot'").fetchone()
+        if row != (_boot(),):
+            raise NotContinued(errno.EINVAL, "a recording of before the last boot", self.name)
 
     def write(self, number: int, record: Record) -> None:
         body, flow = record.body, record.flow
@@ -96,9 +92,15 @@ class Sqlite:
         offset, length = getattr(body, "offset", None), getattr(body, "length", None)
         conversation = clean_text(getattr(body, "conversation", None) or "") or None
         name = None if flow is None else flow.flow
+        time_ns = min(record.time_ns, LATEST)
+        if conversation is not None:
+            talk = self._talks.get(conversation)
+            if talk is None:
+                talk = self._talks[conversation] = Talk(time_ns, time_ns)
+            talk.add(time_ns, name, body)
         self._rows.append(
             (
-                *(number, min(record.time_ns, _LATEST), *place(body), tag_of(body)),
+                *(number, time_ns, *place(body), tag_of(body)),
                 *(name, record.direction, offset, length, conversation),
                 self._encode(body).decode(),
             )
@@ -107,24 +109,73 @@ class Sqlite:
             self.flush()
 
     def flush(self) -> None:
-        database, rows, statements = self._database, self._rows, self._statements
+        """Makes what was written lasting, all of it or, where that fails, nothing."""
+        database, rows, statements, talks = (
+            self._database,
+            self._rows,
+            self._statements,
+            self._talks,
+        )
         if database is None or not rows:
             return
-        self._rows, self._statements = [], []
+        self._rows, self._statements, self._talks = [], [], {}
         try:
-            database.execute("BEGIN")
-            for statement, values in statements:
-                database.execute(statement, values)
-            database.executemany(_RECORD, rows)
-            database.execute("COMMIT")
+            try:
+                _insert(database, rows, statements, talks)
+            except OverflowError:  # a number that no INTEGER holds
+                database.execute("ROLLBACK")
+                rows = [_within(row) for row in rows]
+                statements = [(statement, _within(row)) for statement, row in statements]
+                _insert(database, rows, statements, talks)
         except sqlite3.Error as error:
+            self._flows.clear()  # those of this batch were not written
+            with suppress(sqlite3.Error):
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
             raise _as_os_error(error, self.name) from error
+
+    def size(self) -> int:
+        """Bytes on the disk, with those of the log."""
+        return sum(_size(f"{self._path}{suffix}") for suffix in ("", "-wal"))
+
+    def seal(self) -> bool:
+        """Makes it a single file that needs no log; False where a reader is in the way."""
+        database = self._database
+        if database is None:
+            return True
+        try:
+            database.execute("PRAGMA busy_timeout = 0")
+            return bool(database.execute("PRAGMA journal_mode = DELETE").fetchone()[0] == "delete")
+        except sqlite3.Error:
+            return False
+
+    def copy(self, path: Path) -> None:
+        """A sealed copy of what was flushed, in a new file. Raises OSError."""
+        assert self._database is not None
+        try:
+            copy = sqlite3.connect(path, isolation_level=None)
+            try:
+                self._database.backup(copy)
+                copy.execute("PRAGMA journal_mode = DELETE")
+            finally:
+                copy.close()
+        except sqlite3.Error as error:
+            raise _as_os_error(error, str(path)) from error
 
     def close(self) -> None:
         try:
             self.flush()
+            if not self._append:
+                self.seal()
         finally:
             self._release()
+
+    def detach(self) -> sqlite3.Connection:
+        """The database, open, in exchange for the sink: the way to a recording in memory."""
+        self.flush()
+        database, self._database = self._database, None
+        assert database is not None
+        return database
 
     def _add_flow(self, record: Record, flow: FlowInfo) -> None:
         body = record.body
@@ -135,12 +186,13 @@ class Sqlite:
             self._flows[flow.flow] = flow
             peer = None if flow.peer is None else encode_any(flow.peer).decode()
             row = (flow.flow, *_columns(flow.app), flow.local, flow.remote, flow.role, peer)
-            self._statements.append((_FLOW, row))
+            self._statements.append((tables.FLOW, row))
+        time_ns = min(record.time_ns, LATEST)
         if isinstance(body, FlowOpened):
-            self._statements.append((_OPENED, (record.time_ns, body.midstream, flow.flow)))
+            self._statements.append((tables.OPENED, (time_ns, body.midstream, flow.flow)))
         elif isinstance(body, FlowClosed):
             values = (body.reason, body.sent, body.received, body.missing, body.complete)
-            self._statements.append((_CLOSED, (record.time_ns, *values, flow.flow)))
+            self._statements.append((tables.CLOSED, (time_ns, *values, flow.flow)))
             self._flows.pop(flow.flow, None)
 
     def _release(self) -> None:
@@ -149,11 +201,85 @@ class Sqlite:
             database.close()
 
 
+def open_read_only(path: Path) -> sqlite3.Connection:
+    """The database for reading alone. Raises sqlite3.Error.
+
+    Where it is finished, but its folder may not be written, SQLite could not make the log that it
+    wants to see: then the file is taken as one that nobody changes.
+    """
+    address = path.absolute().as_uri()
+    database = sqlite3.connect(f"{address}?mode=ro", uri=True)
+    try:
+        database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return database
+    except sqlite3.OperationalError:
+        database.close()
+        if _size(f"{path}-wal"):
+            raise
+    return sqlite3.connect(f"{address}?mode=ro&immutable=1", uri=True)
+
+
+def is_ours(database: sqlite3.Connection) -> bool:
+    return _pragma(database, "application_id") == tables.APPLICATION_ID
+
+
+def _begin_anew(database: sqlite3.Connection) -> None:
+    kinds = dict(database.execute("SELECT name, type FROM sqlite_master"))
+    dropped = "".join(f"DROP {kinds[name]} {name};" for name in tables.TABLES if name in kinds)
+    database.executescript(f"BEGIN IMMEDIATE; {dropped} {tables.SCHEMA}")
+    database.execute("INSERT INTO recording VALUES ('boot', ?)", (_boot(),))
+    database.execute("COMMIT")
+
+
+def _insert(
+    database: sqlite3.Connection,
+    rows: Iterable[Row],
+    statements: Iterable[tuple[str, Row]],
+    talks: dict[str, Talk],
+) -> None:
+    """One transaction."""
+    database.execute("BEGIN IMMEDIATE")
+    for statement, values in statements:
+        database.execute(statement, values)
+    database.executemany(tables.RECORD, rows)
+    for name, talk in talks.items():
+        new = sum(database.execute(tables.LINK, (name, flow)).rowcount for flow in talk.flows)
+        database.execute(tables.CONVERSATION, _within(talk.row(name, new)))
+        database.executemany(tables.PARTICIPANT, map(_within, talk.rows(name)))
+    database.execute("COMMIT")
+
+
+def _within(row: Row) -> Row:
+    """The row with numbers that an INTEGER holds."""
+    return tuple(
+        max(-LATEST, min(value, LATEST)) if isinstance(value, int) else value for value in row
+    )
+
+
+def _boot() -> str:
+    """Names this boot of the machine; empty where that is not to be known."""
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
 def _columns(app: App | None) -> Row:
     if app is None:
         return (None,) * 6
     path, comm, cgroup = clean_text(app.path), clean_text(app.comm), clean_text(app.cgroup)
     return (path, app.pid, comm, app.uid, cgroup, clean_text(app.filter))
+
+
+def _pragma(database: sqlite3.Connection, name: str) -> int:
+    return int(database.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def _as_os_error(error: Exception, name: str) -> OSError:
