@@ -10,7 +10,7 @@ from helpers.records import ABSTRACT, KINDS, PAIRED, Kept, every_kind, message, 
 from streamtap.errors import NotFound, StreamtapError
 from streamtap.events import Record
 from streamtap.trace import Session, open_sink, parse
-from streamtap.trace.recording import read
+from streamtap.trace.replay import read
 
 BODIES = [kind for kind in KINDS.values() if kind not in ABSTRACT]
 RECORDS = [*(each for each, _ in every_kind()), record(opened(), flow=PAIRED)]
