@@ -27,7 +27,7 @@ from helpers.records import (
     opened,
     record,
 )
-from streamtap.trace.sqlite import NotContinued, Sqlite, open_read_only
+from streamtap.trace.sqlite import NotContinued, Sqlite, open_read_only, seal
 from streamtap.trace.tables import APPLICATION_ID, TABLES
 
 
@@ -227,7 +227,8 @@ def test_a_finished_recording_is_one_file_unless_somebody_reads_it(
 ) -> None:
     reader = sqlite3.connect(path)
     assert reader.execute("SELECT count(*) FROM records").fetchone() == (0,)
-    assert not sink.seal()
+    assert sink._database is not None
+    assert not seal(sink._database)
     reader.close()
     sink.write(1, record(opened()))
     sink.close()
@@ -252,7 +253,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from helpers.records import message, opened, record
-from streamtap.trace.sqlite import NotContinued, Sqlite, open_read_only
+from streamtap.trace.sqlite import NotContinued, Sqlite, open_read_only, seal
 from streamtap.trace.tables import APPLICATION_ID, TABLES
 
 sink = Sqlite(Path(sys.argv[1]), append=True, pages=16)

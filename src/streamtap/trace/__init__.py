@@ -5,6 +5,7 @@ from typing import BinaryIO
 
 from streamtap.trace.console import Console, Show
 from streamtap.trace.jsonlines import JsonLines, RecordDecoder, decode
+from streamtap.trace.recording import Recording
 from streamtap.trace.replay import is_recording, read
 from streamtap.trace.selection import Selection, choose, parse
 from streamtap.trace.session import Counters, Session
@@ -18,6 +19,7 @@ __all__ = [
     "JsonLines",
     "Output",
     "RecordDecoder",
+    "Recording",
     "Selection",
     "Session",
     "Sink",

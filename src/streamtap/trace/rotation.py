@@ -9,8 +9,9 @@ rotation fills it: no file is lost, and none is renamed further than it has to b
 
 import os
 import re
-from contextlib import suppress
 from pathlib import Path
+
+from streamtap.trace.sqlite import remove
 
 _NUMBERED = re.compile(r"(.+)\.([1-9][0-9]{0,8})")
 
@@ -41,11 +42,3 @@ def make_room(path: Path, keep: int) -> Path | None:
     for number in range(free - 1, 0, -1):
         os.replace(numbered(path, number), numbered(path, number + 1))
     return numbered(path, 1)
-
-
-def remove(path: Path) -> None:
-    """A recording that nobody writes any more, with what SQLite may have left beside it."""
-    # The file first: SQLite ignores a log without one, but not a file without its log.
-    for suffix in ("", "-wal", "-shm"):
-        with suppress(FileNotFoundError):
-            os.unlink(f"{path}{suffix}")

@@ -22,13 +22,16 @@ from streamtap.trace.tables import LATEST, Row, Talk
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PAGES = 1000  # of the log, before they are moved into the file: SQLite's own default
 
+BUSY_S = 2.0  # how long to wait for others
+
 _BATCH = 1000  # rows held back at most between flushes
 _FLOWS = 65536  # flows remembered as written
 
 
 class NotContinued(OSError):
-    """A recording of streamtap that cannot be gone on with: another version made it, or it is of
-    before the last boot, so that the names of its flows mean others now."""
+    """A recording of streamtap that cannot be gone on with: another version made it; it is of
+    before the last boot, so that the names of its flows mean others now; or somebody reads it while
+    it is finished, and would have to wait for us, or we for him."""
 
 
 class Sqlite:
@@ -58,14 +61,16 @@ class Sqlite:
 
     def open(self) -> None:
         try:
-            database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            database = sqlite3.connect(
+                self._path, BUSY_S, isolation_level=None, check_same_thread=False
+            )
             self._database = database
             ours = _pragma(database, "application_id") == tables.APPLICATION_ID
             if not ours and database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                 raise OSError(errno.EEXIST, "a database of something else", self.name)
             if ours and self._append:
                 self._check(database)
-            database.execute("PRAGMA journal_mode = WAL")
+            self._keep_log(database)
             database.execute("PRAGMA synchronous = NORMAL")
             database.execute(f"PRAGMA wal_autocheckpoint = {self._pages:d}")
             database.execute(f"PRAGMA journal_size_limit = {self._pages * 4096:d}")
@@ -76,6 +81,14 @@ class Sqlite:
         except (sqlite3.Error, OSError) as error:
             self._release()
             raise _as_os_error(error, self.name) from error
+
+    def _keep_log(self, database: sqlite3.Connection) -> None:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if self._append and error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                raise NotContinued(errno.EBUSY, "somebody reads it", self.name) from error
+            raise
 
     def _check(self, database: sqlite3.Connection) -> None:
         if _pragma(database, "user_version") != tables.VERSION:
@@ -134,39 +147,11 @@ class Sqlite:
                     database.execute("ROLLBACK")
             raise _as_os_error(error, self.name) from error
 
-    def size(self) -> int:
-        """Bytes on the disk, with those of the log."""
-        return sum(_size(f"{self._path}{suffix}") for suffix in ("", "-wal"))
-
-    def seal(self) -> bool:
-        """Makes it a single file that needs no log; False where a reader is in the way."""
-        database = self._database
-        if database is None:
-            return True
-        try:
-            database.execute("PRAGMA busy_timeout = 0")
-            return bool(database.execute("PRAGMA journal_mode = DELETE").fetchone()[0] == "delete")
-        except sqlite3.Error:
-            return False
-
-    def copy(self, path: Path) -> None:
-        """A sealed copy of what was flushed, in a new file. Raises OSError."""
-        assert self._database is not None
-        try:
-            copy = sqlite3.connect(path, isolation_level=None)
-            try:
-                self._database.backup(copy)
-                copy.execute("PRAGMA journal_mode = DELETE")
-            finally:
-                copy.close()
-        except sqlite3.Error as error:
-            raise _as_os_error(error, str(path)) from error
-
     def close(self) -> None:
         try:
             self.flush()
-            if not self._append:
-                self.seal()
+            if self._database is not None:
+                seal(self._database)
         finally:
             self._release()
 
@@ -217,6 +202,82 @@ def open_read_only(path: Path) -> sqlite3.Connection:
         if _size(f"{path}-wal"):
             raise
     return sqlite3.connect(f"{address}?mode=ro&immutable=1", uri=True)
+
+
+def seal(database: sqlite3.Connection) -> bool:
+    """Makes it a single file that needs no log; False where somebody else has it open."""
+    try:
+        database.execute("PRAGMA busy_timeout = 0")
+        return bool(database.execute("PRAGMA journal_mode = DELETE").fetchone()[0] == "delete")
+    except sqlite3.Error:
+        return False
+
+
+def retire(path: Path, place: Path) -> None:
+    """Moves a database that is no longer written, as a single file. Raises OSError.
+
+    Who has it open would go on to use its log by name, though that is the log of the next one by
+    then. So it is copied away from its readers, and they keep what they have.
+    """
+    copy = copy_of(path)
+    try:
+        database = sqlite3.connect(path, isolation_level=None)
+        try:
+            if seal(database):
+                os.replace(path, place)
+                return
+            target = sqlite3.connect(copy, isolation_level=None)
+            try:
+                database.backup(target)
+                seal(target)
+            finally:
+                target.close()
+        finally:
+            database.close()
+    except sqlite3.Error as error:
+        remove(copy)
+        raise _as_os_error(error, str(copy)) from error
+    os.replace(copy, place)
+    remove(path)
+
+
+def finish_retiring(path: Path, place: Path) -> None:
+    """Ends what a crash in the middle of `retire` left: half a copy, or both."""
+    remove(copy_of(path))
+    if not (path.exists() and place.exists()):
+        return
+    with suppress(sqlite3.Error):
+        if _contents(path) == _contents(place):
+            remove(path)
+
+
+def copy_of(path: Path) -> Path:
+    """Where a copy is made."""
+    return path.with_name(f"{path.name}-copy")
+
+
+def remove(path: Path) -> None:
+    """Removes a database, and what may be beside it. Raises OSError."""
+    # The file first: SQLite ignores a log without one, but not a file without its log.
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            os.unlink(f"{path}{suffix}")
+
+
+def size_of(path: Path) -> int:
+    """Bytes on the disk, with those of the log."""
+    return _size(str(path)) + _size(f"{path}-wal")
+
+
+def _contents(path: Path) -> object:
+    """What no two recordings have in common; None where there is nothing."""
+    database = open_read_only(path)
+    try:
+        ends = "SELECT count(*), min(number), max(number), min(time_ns), max(time_ns) FROM records"
+        boot = "SELECT value FROM recording"
+        return [database.execute(ends).fetchone(), database.execute(boot).fetchall()]
+    finally:
+        database.close()
 
 
 def is_ours(database: sqlite3.Connection) -> bool:
