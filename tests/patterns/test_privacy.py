@@ -1,7 +1,12 @@
 """What each content level lets through."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.transcripts import play, read
 from streamtap.events import Body
 from streamtap.model import Content
 from streamtap.patterns import (
@@ -178,3 +183,43 @@ def test_plain_content_is_shown_only_at_full() -> None:
         shown = clean(data, content, KEY)
         assert isinstance(shown, Data)
         assert shown.content == expected
+
+
+GOLDEN = sorted((Path(__file__).parent.parent / "golden" / "msnp").glob("*.transcript"))
+STEPS = [
+    (Content.FULL, Content.META),
+    (Content.FULL, Content.NONE),
+    (Content.META, Content.NONE),
+]
+
+
+def check_composes(body: Body) -> None:
+    for higher, lower in STEPS:
+        assert clean(clean(body, higher, KEY), lower, KEY) == clean(body, lower, KEY)
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_cleaning_again_for_a_lower_level_gives_what_that_level_gives(path: Path) -> None:
+    for told in play(read(path), Content.FULL):
+        check_composes(told.body)
+
+
+@pytest.mark.parametrize("body", NAMED, ids=lambda body: type(body).__name__)
+def test_every_kind_can_be_cleaned_again_for_a_lower_level(body: Body) -> None:
+    check_composes(body)
+
+
+# What targets are made of, with a mark that another one follows.
+PARTS = ["/", "?", "#", "&", ";", "=", "a", " ", ":", ":00c0ffee", "redacted", "200", "h.example"]
+TARGETS = st.lists(st.sampled_from(PARTS), max_size=12).map("".join)
+
+
+@given(target=TARGETS, field=st.sampled_from(["Referer", "Location", "Host", "X-User"]))
+def test_any_target_can_be_cleaned_again_for_a_lower_level(target: str, field: str) -> None:
+    place = {"offset": 0, "length": 9}
+    check_composes(
+        HttpRequest(**place, method="GET", target=target, version="1.1", headers=((field, target),))
+    )
+    for protocol in ("http", "msnp"):
+        for summary in (target, f"GET {target}"):
+            check_composes(Data(**place, protocol=protocol, bytes=9, summary=summary))

@@ -117,7 +117,7 @@ def _message(body: Message, content: Content, key: bytes) -> Body:
 
 
 def _data(body: Data, content: Content, key: bytes) -> Body:
-    summary = body.summary
+    summary = without_hashes(body.summary) if body.summary else body.summary
     if summary and body.protocol == "http":
         first, _, rest = summary.partition(" ")
         if not first.isdecimal():  # a request: method and target
@@ -227,14 +227,17 @@ def _direct(body: MsnpDirect, content: Content, key: bytes) -> Body:
 
 
 def _target(text: str, content: Content, key: bytes) -> str:
-    """A request's target: below FULL without the values of its query, at NONE without path."""
+    """A request's target: below FULL without the values of its query, at NONE without path.
+
+    The hash is that of the path alone, for after META the query is no more what it was.
+    """
     text = without_hashes(text)
     if content is Content.FULL:
         return text
     path, mark, query = text.partition("?")
-    if content is Content.NONE:
-        return f"/hidden-{_hash(text, key)}" if len(path) > 1 or mark else path
     path = path.partition("#")[0]
+    if content is Content.NONE:
+        return f"/hidden-{_hash(path, key)}" if len(path) > 1 or mark else path
     if not mark:
         return path
     names = [part.partition("=") for part in re.split("[&;]", query.partition("#")[0])]
@@ -308,6 +311,8 @@ _CLEANERS: tuple[dict[type[Body], _Cleaner], ...] = (
 def clean(body: Body, content: Content, key: bytes) -> Body:
     """`body` with only what `content` lets a record tell.
 
+    Cleaning for a lower level what was cleaned for a higher one gives what cleaning for the lower
+    one at once gives, so that one record can be told to several at their own levels.
     key: up to 64 bytes; hashes are equal for equal names under one key.
     """
     cleaner = _CLEANERS[content].get(type(body))

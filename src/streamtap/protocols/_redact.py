@@ -11,6 +11,8 @@ from hashlib import blake2b
 
 _KEY = secrets.token_bytes(32)
 _MARK = re.compile(r"redacted:[0-9a-f]{8}")
+# Nothing that is left may look like a mark, or doing it twice would give something else.
+_MARKS = re.compile(r"redacted(?::[0-9a-f]{8})+")
 
 
 def redact(secret: str | bytes) -> str:
@@ -27,4 +29,4 @@ def is_redacted(text: str) -> bool:
 
 def without_hashes(text: str) -> str:
     """`text` with each mark reduced to the word `redacted`."""
-    return _MARK.sub("redacted", text) if "redacted:" in text else text
+    return _MARKS.sub("redacted", text) if "redacted:" in text else text
