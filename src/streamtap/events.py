@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from streamtap.model import App
+from streamtap.model import App, Content
 
 LEVELS = ("error", "warn", "info", "verbose")
 PROVIDERS: dict[str, tuple[str, ...]] = {
@@ -240,7 +240,10 @@ class Stopped(Body, frozen=True, kw_only=True, tag="init.stopped"):
 
 
 class FlowInfo(msgspec.Struct, frozen=True):
-    """What every record of a flow says of it; `peer` is the other end where it is in scope too."""
+    """What every record of a flow says of it; `peer` is the other end where it is in scope too.
+
+    filters: mask of the filters that the flow is in, by their bits; never written.
+    """
 
     app: App | None
     flow: str
@@ -248,6 +251,7 @@ class FlowInfo(msgspec.Struct, frozen=True):
     remote: str
     role: str
     peer: App | None = None
+    filters: int = 0
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -255,6 +259,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     number counts the records of one session from 1, so that a reader sees what it missed.
     direction: "sent" or "received", from the application's view (in captures the client's).
+    content: what the body was cleaned for; never written. Who tells it to somebody that may know
+        less cleans it again, whatever has been asked for since it was made.
     """
 
     number: int = 0
@@ -262,3 +268,4 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     body: Body
     flow: FlowInfo | None = None
     direction: str | None = None
+    content: Content = Content.FULL

@@ -485,8 +485,11 @@ class Pipeline:
     ) -> None:
         if self._places is not None and place(body) not in self._places:
             return
-        cleaned = clean(body, self._content, self._key)
-        self._out.append(Record(time_ns=time_ns, body=cleaned, flow=info, direction=side))
+        content = self._content
+        cleaned = clean(body, content, self._key)
+        self._out.append(
+            Record(time_ns=time_ns, body=cleaned, flow=info, direction=side, content=content)
+        )
 
     def _flush(self) -> list[Record]:
         records, self._out = self._out, []

@@ -216,10 +216,10 @@ TARGETS = st.lists(st.sampled_from(PARTS), max_size=12).map("".join)
 
 @given(target=TARGETS, field=st.sampled_from(["Referer", "Location", "Host", "X-User"]))
 def test_any_target_can_be_cleaned_again_for_a_lower_level(target: str, field: str) -> None:
-    place = {"offset": 0, "length": 9}
+    headers = ((field, target),)
     check_composes(
-        HttpRequest(**place, method="GET", target=target, version="1.1", headers=((field, target),))
+        HttpRequest(offset=0, length=9, method="GET", target=target, version="1.1", headers=headers)
     )
     for protocol in ("http", "msnp"):
         for summary in (target, f"GET {target}"):
-            check_composes(Data(**place, protocol=protocol, bytes=9, summary=summary))
+            check_composes(Data(offset=0, length=9, protocol=protocol, bytes=9, summary=summary))
