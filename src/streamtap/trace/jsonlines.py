@@ -7,6 +7,7 @@ from parts that are kept per kind of body and per flow.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Literal, Protocol, cast
 
 import msgspec
@@ -22,6 +23,7 @@ ENVELOPE = frozenset(
         *("app", "flow", "local", "remote", "role", "peer", "direction"),
     )
 )
+HEAD = b'{"number":%d,'  # what a line begins with
 _FLOWS = 4096  # flows whose part of the line is kept
 _DIRECTIONS: dict[str | None, bytes] = {
     None: b"",
@@ -30,11 +32,13 @@ _DIRECTIONS: dict[str | None, bytes] = {
 }
 
 
-class JsonLines:
-    """The sink of JSON lines."""
+class LineEncoder:
+    """Encodes records as lines but for their number, which is each session's own.
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
+    A line is `HEAD % number` and that.
+    """
+
+    def __init__(self) -> None:
         self._encode = BodyEncoder().encode
         # Body type and flag -> the envelope's part that they decide, and the length of the part
         # of the encoded body that it replaces.
@@ -43,14 +47,8 @@ class JsonLines:
         # the flow, so that its id is not given to another while it is here.
         self._flows: dict[int, tuple[FlowInfo, bytes]] = {}
 
-    @property
-    def name(self) -> str:
-        return self._output.name
-
-    def open(self) -> None:
-        self._output.open()
-
-    def write(self, number: int, record: Record) -> None:
+    def encode(self, record: Record, head: bytes = b"") -> bytes:
+        """`head` and the rest of the record's line, with its line feed."""
         body = record.body
         kind = self._kinds.get((type(body), body.placed_flag())) or self._new_kind(body)
         flow = record.flow
@@ -59,24 +57,17 @@ class JsonLines:
         else:
             known = self._flows.get(id(flow))
             part = known[1] if known is not None else self._new_flow(flow)
-        self._output.put(
-            b"".join(
-                (
-                    b'{"number":%d,"time_ns":%d,' % (number, record.time_ns),
-                    kind[0],
-                    part,
-                    _DIRECTIONS[record.direction],
-                    self._encode(body)[kind[1] :],
-                    b"\n",
-                )
+        return b"".join(
+            (
+                head,
+                b'"time_ns":%d,' % record.time_ns,
+                kind[0],
+                part,
+                _DIRECTIONS[record.direction],
+                self._encode(body)[kind[1] :],
+                b"\n",
             )
         )
-
-    def flush(self) -> None:
-        self._output.flush()
-
-    def close(self) -> None:
-        self._output.close()
 
     def _new_kind(self, body: Body) -> tuple[bytes, int]:
         provider, flag, level = place(body)
@@ -101,6 +92,38 @@ class JsonLines:
             self._flows.clear()
         self._flows[id(flow)] = (flow, part)
         return part
+
+
+def numbered(first: int, lines: Sequence[bytes]) -> bytes:
+    """What `LineEncoder.encode` gave, each with its number in front, counted from `first` on."""
+    numbers = range(first, first + len(lines))
+    return (
+        (HEAD + b"%b") * len(lines) % tuple(chain.from_iterable(zip(numbers, lines, strict=True)))
+    )
+
+
+class JsonLines:
+    """The sink of JSON lines."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._encode = LineEncoder().encode
+
+    @property
+    def name(self) -> str:
+        return self._output.name
+
+    def open(self) -> None:
+        self._output.open()
+
+    def write(self, number: int, record: Record) -> None:
+        self._output.put(self._encode(record, HEAD % number))
+
+    def flush(self) -> None:
+        self._output.flush()
+
+    def close(self) -> None:
+        self._output.close()
 
 
 class BodyEncoder:
