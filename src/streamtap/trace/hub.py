@@ -1,0 +1,261 @@
+"""Records to any number of sessions at once, which come and go at any time.
+
+A record is encoded once for each content level that somebody listens at, not once for each session:
+sessions that want the same share lists of lines. Nothing here blocks; a session whose reader stalls
+loses its own records (`subscriber`). Sessions that begin may ask for what was told just before
+(`recall`).
+"""
+
+import select
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+from msgspec.structs import replace
+
+from streamtap.events import Body, FlowInfo, Record, StreamLimit, place
+from streamtap.model import Content
+from streamtap.trace.jsonlines import LineEncoder
+from streamtap.trace.recall import KEEP_BYTES, KEEP_S, Kept, Recall
+from streamtap.trace.selection import Place, Selection, choose
+from streamtap.trace.subscriber import QUEUE_BYTES, Subscriber
+
+EVERY = -1  # a mask of filters: also flows that are in none
+
+Clean = Callable[[Body, Content], Body]
+_Wants = tuple[frozenset[Place], int, Content]  # places, mask of filters, content level
+
+
+class _Audience:
+    """Sessions that want the same; lines: what a batch has for them so far."""
+
+    def __init__(self, wants: _Wants) -> None:
+        self.wants = wants
+        self.places, self.filters, self.content = wants
+        self.members: list[Subscriber] = []
+        self.lines: list[bytes] = []
+
+
+class Hub:
+    """Gives records to sessions, each a stream socket on which JSON lines arrive.
+
+    clean: takes from a body what a content level does not allow. Of a record it is asked for levels
+        below the one that the record was cleaned for.
+    keep_bytes, keep_s: bounds of the flight recorder; with 0 bytes there is none.
+    queue_bytes: bound of what waits for one session. clock: Unix time in nanoseconds.
+
+    places: where records are wanted by a session, or by the flight recorder, which keeps what is
+        selected by default.
+    content: the most that is wanted of what was said; not less than META where there is a flight
+        recorder, for a session that asks for less is no reason to remember less.
+    Both change when a session is attached, detached, or has gone.
+    """
+
+    def __init__(
+        self,
+        *,
+        clean: Clean,
+        keep_bytes: int = KEEP_BYTES,
+        keep_s: float = KEEP_S,
+        queue_bytes: int = QUEUE_BYTES,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._clean = clean
+        self._clock = clock
+        self._queue_bytes = queue_bytes
+        self._recall = Recall(keep_bytes, keep_s)
+        self._kept_places: frozenset[Place] = choose().places if keep_bytes else frozenset()
+        self._encode_own = LineEncoder().encode
+        self._sessions: dict[str, Subscriber] = {}
+        self._audiences: dict[_Wants, _Audience] = {}
+        self._audience_of: dict[Subscriber, _Audience] = {}
+        self._at: dict[Place, list[_Audience]] = {}
+        self._epoll = select.epoll()
+        self._by_fd: dict[int, Subscriber] = {}
+        self._ready: dict[Subscriber, None] = {}  # something waits, and the socket may take it
+        self._stalled: set[Subscriber] = set()
+        self._arrange()
+
+    @property
+    def fd(self) -> int:
+        """Readable when `flush` has something to do that is not due to a `give`: a socket takes
+        again, or a reader went away."""
+        return self._epoll.fileno()
+
+    @property
+    def sessions(self) -> Mapping[str, Subscriber]:
+        """By name; one that has gone stays until it is detached."""
+        return MappingProxyType(self._sessions)
+
+    def attach(
+        self,
+        name: str,
+        out: socket.socket,
+        selection: Selection,
+        *,
+        content: Content = Content.META,
+        filters: int = EVERY,
+        after: int = 0,
+        dropped: int = 0,
+        last_ns: int | None = None,
+        resumed: bool = False,
+        opening: Sequence[Record] = (),
+    ) -> None:
+        """Begins a session on `out`, which belongs to the hub from here on.
+
+        filters: mask of the filters whose flows are wanted; records of no flow always are.
+        after, dropped: of a session that goes on, the number last given and the records lost.
+        last_ns: what is remembered and not older comes first. Records that the flight recorder had
+            no room for are told by a `stream.limit` before it.
+        resumed: a line feed comes first, for the line before may be cut.
+        opening: records that come before all others, whatever the selection.
+        Raises ValueError where there is a session of that name; `out` is then as it was.
+        """
+        if name in self._sessions:
+            raise ValueError(f"there is a session {name!r} already")
+        wants = (selection.places, filters, content)
+        remembered: list[Kept] = []
+        if last_ns is not None:
+            self._recall.forget(self._clock())
+            remembered = [
+                (record, length)
+                for record, length in self._recall.since(last_ns)
+                if place(record.body) in selection.places and _is_in(record.flow, filters)
+            ]
+            opening = (*opening, *self._missing(last_ns))
+        first = [(each, len(self._encode(each, content))) for each in opening]
+        subscriber = Subscriber(
+            out,
+            self._encode,
+            content=content,
+            queue_bytes=self._queue_bytes,
+            after=after,
+            dropped=dropped,
+            resumed=resumed,
+            first=first + remembered,
+        )
+        self._sessions[name] = subscriber
+        self._by_fd[out.fileno()] = subscriber
+        # A hang-up is always told. What there is to give goes with the next `flush`, to which the
+        # owner is woken.
+        self._epoll.register(out, select.EPOLLOUT)
+        self._stalled.add(subscriber)
+        audience = self._audiences.setdefault(wants, _Audience(wants))
+        audience.members.append(subscriber)
+        self._audience_of[subscriber] = audience
+        self._arrange()
+
+    def detach(self, name: str) -> None:
+        """Ends a session: what the socket takes at once is sent, then it is closed. Who wants
+        nothing lost waits until its `queued` is 0. Raises KeyError."""
+        subscriber = self._sessions.pop(name)
+        if not subscriber.gone:
+            subscriber.drain()
+            self._part(subscriber)
+
+    def give(self, records: Sequence[Record]) -> None:
+        """Records to all sessions that want them, and to the flight recorder. Nothing is sent
+        before `flush`."""
+        kept_places, at, encode = self._kept_places, self._at, self._encode_own
+        for record in records:
+            where = place(record.body)
+            kept, audiences = where in kept_places, at.get(where)
+            if not kept and audiences is None:
+                continue
+            line = encode(record)
+            if kept:
+                self._recall.add(record, len(line))
+            if audiences is not None:
+                self._spread(record, line, audiences)
+        for audience in self._audiences.values():
+            if audience.lines:
+                lines, audience.lines = audience.lines, []
+                length = sum(map(len, lines))
+                for subscriber in audience.members:
+                    subscriber.take(lines, length, records[-1].time_ns)
+                    if subscriber not in self._stalled:
+                        self._ready[subscriber] = None
+
+    def flush(self) -> None:
+        """Sends each session what its socket takes, and finds out which readers went away."""
+        self._recall.forget(self._clock())
+        for fd, events in self._epoll.poll(0):
+            subscriber = self._by_fd[fd]
+            if events & (select.EPOLLHUP | select.EPOLLERR):
+                subscriber.gone = True
+            self._ready[subscriber] = None
+        ready, self._ready = self._ready, {}
+        for subscriber in ready:
+            more = not subscriber.gone and subscriber.push()
+            if subscriber.gone:
+                self._part(subscriber)
+            elif more != (subscriber in self._stalled):
+                self._watch(subscriber, more)
+
+    def close(self) -> None:
+        """Ends all sessions as `detach` does. Nothing else may be called afterwards."""
+        for name in list(self._sessions):
+            self.detach(name)
+        self._epoll.close()
+
+    def _encode(self, record: Record, content: Content) -> bytes:
+        """The line of the record at a content level."""
+        if content < record.content:
+            body = self._clean(record.body, content)
+            record = replace(record, body=body, content=content)
+        return self._encode_own(record)
+
+    def _spread(self, record: Record, line: bytes, audiences: Sequence[_Audience]) -> None:
+        flow = record.flow
+        told = {record.content: line}
+        for audience in audiences:
+            if not _is_in(flow, audience.filters):
+                continue
+            content = min(audience.content, record.content)
+            if content not in told:
+                told[content] = self._encode(record, content)
+            audience.lines.append(told[content])
+
+    def _missing(self, last_ns: int) -> Sequence[Record]:
+        count = self._recall.missing_since(last_ns)
+        if not count:
+            return ()
+        value = self._recall.keep_bytes
+        body = StreamLimit(limit="flight recorder", value=value, count=count)
+        return (Record(time_ns=last_ns, body=body),)
+
+    def _part(self, subscriber: Subscriber) -> None:
+        """Frees everything that belongs to a session."""
+        # The descriptor may be open elsewhere too: closing it does not unregister it.
+        self._epoll.unregister(subscriber.socket)
+        del self._by_fd[subscriber.socket.fileno()]
+        subscriber.close()
+        self._stalled.discard(subscriber)
+        self._ready.pop(subscriber, None)
+        audience = self._audience_of.pop(subscriber)
+        audience.members.remove(subscriber)
+        if not audience.members:
+            del self._audiences[audience.wants]
+        self._arrange()
+
+    def _watch(self, subscriber: Subscriber, stalled: bool) -> None:
+        self._epoll.modify(subscriber.socket, select.EPOLLOUT if stalled else 0)
+        if stalled:
+            self._stalled.add(subscriber)
+        else:
+            self._stalled.remove(subscriber)
+
+    def _arrange(self) -> None:
+        """What follows from who is attached."""
+        self._at = {}
+        for audience in self._audiences.values():
+            for where in audience.places:
+                self._at.setdefault(where, []).append(audience)
+        self.places: frozenset[Place] = self._kept_places | self._at.keys()
+        least = Content.META if self._kept_places or not self._audiences else Content.NONE
+        self.content = max([least, *(audience.content for audience in self._audiences.values())])
+
+
+def _is_in(flow: FlowInfo | None, filters: int) -> bool:
+    return filters == EVERY or flow is None or flow.filters & filters != 0
