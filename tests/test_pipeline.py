@@ -4,9 +4,11 @@ import json
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from streamtap.events import (
     FlowClosed,
+    FlowIdentified,
     FlowOpened,
     ParserFailed,
     Record,
@@ -24,10 +26,11 @@ from streamtap.model import (
     Opened,
     Policy,
     Role,
+    Scoped,
     Segment,
 )
 from streamtap.patterns import Data, Message
-from streamtap.pipeline import Pipeline
+from streamtap.pipeline import Pipeline, Terms
 from streamtap.protocols.http import HttpParser
 from streamtap.speech import SECOND_LOOKS
 
@@ -41,11 +44,13 @@ def app(pid: int) -> App:
 
 def opened(
     flow_id: int = 1, *, role: Role = Role.CLIENT, pid: int = 10, midstream: bool = False,
-    at_ns: int = 0, passed: tuple[int, int] = (0, 0), namespace: int = 7,
+    at_ns: int = 0, passed: tuple[int, int] = (0, 0), namespace: int = 7, name: str = "chat",
 ) -> Opened:  # fmt: skip
     client, server = Endpoint("127.0.0.1", 5000), Endpoint("127.0.0.1", 1863)
     local, remote = (client, server) if role is Role.CLIENT else (server, client)
-    flow = Flow(flow_id, app(pid), local, remote, role, at_ns, midstream, namespace)
+    flow = Flow(
+        flow_id, replace(app(pid), filter=name), local, remote, role, at_ns, midstream, namespace
+    )
     return Opened(flow, (100, 200), passed)
 
 
@@ -327,3 +332,91 @@ def test_flows_beyond_the_limit_are_refused_and_said() -> None:
     limits = [r.body for r in records if isinstance(r.body, StreamLimit)]
     assert [(b.limit, b.value, b.count) for b in limits] == [("flows", 1, 1), ("flows", 1, 3)]
     assert pipe.table.refused == 4
+
+
+def test_content_that_is_wanted_later_has_plain_flows_copied_again_and_told() -> None:
+    asked: list[Policy] = []
+    pipe = Pipeline(set_policy=lambda flow_id, policy: asked.append(policy))
+    talk = Talk()
+    pipe.feed([opened(), talk.say(UP, b"\0plain", 1 * MS), talk.say(DOWN, b"\1", 2 * MS)])
+    assert asked == [Policy.COUNT]
+    pipe.set_content(Content.FULL)
+    pipe.set_content(Content.FULL)
+    records = pipe.feed([talk.say(UP, b"shown", 90 * MS), talk.say(DOWN, b"?", 91 * MS)])
+    records += pipe.tick(2000 * MS)
+    assert [record.body.content for record in records if isinstance(record.body, Data)] == [
+        None, "shown", "?",
+    ]  # fmt: skip
+    pipe.set_content(Content.META)
+    assert asked == [Policy.COUNT, Policy.FULL, Policy.COUNT]
+    records = pipe.feed([talk.say(UP, b"hidden", 3000 * MS)]) + pipe.tick(4000 * MS)
+    assert [record.body.content for record in records if isinstance(record.body, Data)] == [None]
+
+
+def texts(records: list[Record]) -> list[str | None]:
+    return [record.body.content for record in records if isinstance(record.body, Message)]
+
+
+def test_text_of_messages_follows_the_level_and_the_ceiling_of_the_flows_filter() -> None:
+    pipe, talks = Pipeline(), {1: Talk(1), 2: Talk(2)}
+    begin = b"VER 1 MSNP8 CVR0\r\n"
+    pipe.set_filters({"low": Terms(None, Content.META)})
+    pipe.feed([opened(1, name="chat", namespace=1), opened(2, name="low", namespace=2)])
+    for talk in talks.values():
+        pipe.feed([talk.say(UP, begin, 1), talk.say(DOWN, begin, 2)])
+    message = b"MSG a@x.com Ann %d\r\n" % len(BODY) + BODY
+
+    def say(flow_id: int) -> list[str | None]:
+        return texts(pipe.feed([talks[flow_id].say(DOWN, message, 3)]))
+
+    assert (say(1), say(2)) == ([None], [None])
+    pipe.set_content(Content.FULL)
+    assert (say(1), say(2)) == (["hello"], [None])
+    pipe.set_filters({"chat": Terms(None, Content.META)})
+    assert (say(1), say(2)) == ([None], ["hello"])
+
+
+BODY = b"MIME-Version: 1.0\r\nContent-Type: text/plain; charset=UTF-8\r\n\r\nhello"
+
+
+def test_a_filter_forces_the_parser_of_its_own_flows() -> None:
+    pipe, forced, other = Pipeline(), Talk(1), Talk(2)
+    pipe.set_filters({"web": Terms("http", None)})
+    records = pipe.feed(
+        [
+            opened(1, name="web", namespace=1),
+            opened(2, namespace=2),
+            forced.say(UP, b"\0\1", 1 * MS),
+            other.say(UP, b"\0\1", 2 * MS),
+        ]
+    )
+    identified = [
+        (record.body.protocol, record.body.confidence)
+        for record in records
+        if isinstance(record.body, FlowIdentified)
+    ]
+    assert identified == [("http", "forced"), ("opaque", "none")]
+
+
+def test_a_flow_in_another_filter_is_told_under_that_one_from_then_on() -> None:
+    pipe, talk = Pipeline(content=Content.FULL), Talk()
+    pipe.set_filters({"low": Terms(None, Content.META)})
+    pipe.feed([opened(name="low"), talk.say(UP, b"\0", 1 * MS)])
+    records = pipe.feed([talk.say(DOWN, b"a", 2 * MS), Scoped(1, 3 * MS, 6, "chat")])
+    records += pipe.feed([talk.say(UP, b"b", 4 * MS)]) + pipe.tick(2000 * MS)
+    told = [
+        (record.flow.filters, record.flow.app.filter, record.body.content)
+        for record in records
+        if isinstance(record.body, Data) and record.flow and record.flow.app
+    ]
+    assert told == [(0, "low", None), (6, "chat", None), (6, "chat", "b")]
+
+
+def test_places_that_are_wanted_later_are_made_from_then_on() -> None:
+    pipe, talk = Pipeline(places=frozenset()), Talk()
+    assert pipe.feed([opened(), talk.say(UP, b"\0plain", 1 * MS)]) == []
+    pipe.set_places(None)
+    records = pipe.feed([talk.say(UP, b"more", 50 * MS)])
+    assert [tag_of(record.body) for record in records] == ["data", "opaque.data"]
+    pipe.set_places(frozenset())
+    assert pipe.feed([talk.say(UP, b"more", 150 * MS)]) + pipe.tick(9000 * MS) == []

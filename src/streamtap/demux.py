@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from streamtap.flows import Ending, FlowState, FlowTable
-from streamtap.model import Closed, Direction, Flow, Opened, Segment, StreamItem
+from streamtap.model import Closed, Direction, Flow, Opened, Scoped, Segment, StreamItem
 from streamtap.streams import Pool, Reassembler
 
 OwnT = TypeVar("OwnT")
@@ -54,6 +54,9 @@ class Receiver(Protocol[OwnT]):
     ) -> None:
         """What a direction says next."""
 
+    def scoped(self, state: FlowState[Reassembler, OwnT], scoped: Scoped) -> None:
+        """A flow is in other filters from now on."""
+
 
 class Demux(Generic[OwnT]):
     """Puts what a source gives into order, per flow and direction.
@@ -81,7 +84,7 @@ class Demux(Generic[OwnT]):
         self._wanted = wanted
         self._unwanted: set[int] = set()
 
-    def feed(self, items: Iterable[Opened | Segment | Closed]) -> list[Closed]:
+    def feed(self, items: Iterable[Opened | Segment | Closed | Scoped]) -> list[Closed]:
         """Takes a batch; the closings in it, of which each is to be given to `close` when all that
         the batch gave has been dealt with. Views in it are not kept beyond this call."""
         closed: list[Closed] = []
@@ -108,6 +111,10 @@ class Demux(Generic[OwnT]):
                 self._open(item)
             elif type(item) is Closed:
                 closed.append(item)
+            elif type(item) is Scoped:
+                state = find(item.flow_id)
+                if state is not None:
+                    self._receiver.scoped(state, item)
         # Once the whole batch has come: no acknowledgement overtakes data that it is for.
         for (flow_id, direction), segment in acknowledged.items():
             state = find(flow_id)

@@ -79,6 +79,7 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
     local: the monitored application's end live, the client's end in captures.
     midstream: its beginning was not seen.
     namespace: network namespace cookie; 0 in captures.
+    filters: mask of the filters that it is in; 0 in captures.
     """
 
     flow_id: int
@@ -89,6 +90,7 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
     opened_ns: int
     midstream: bool = False
     namespace: int = 0
+    filters: int = 0
 
     @property
     def sent(self) -> Direction:
@@ -154,6 +156,19 @@ class Closed(msgspec.Struct, frozen=True, gc=False):
     totals: tuple[int, int] | None = None
     lost: tuple[int, int] = (0, 0)
     fins: tuple[int | None, int | None] = (None, None)
+
+
+class Scoped(msgspec.Struct, frozen=True, gc=False):
+    """A flow that is open was taken into a filter more, or is left to fewer.
+
+    filters: mask of those that it is in from now on; filter: the name of the first of them.
+    time_ns: not before anything that was said under the filters it had.
+    """
+
+    flow_id: int
+    time_ns: int
+    filters: int
+    filter: str
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):

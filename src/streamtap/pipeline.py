@@ -9,10 +9,13 @@ left after cleaning becomes a record.
 import logging
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import attrgetter, itemgetter
 from traceback import extract_tb
+from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from streamtap.demux import Demux, Tap
 from streamtap.events import (
@@ -41,6 +44,7 @@ from streamtap.model import (
     Opened,
     Overlap,
     Policy,
+    Scoped,
     Segment,
     StreamItem,
 )
@@ -56,15 +60,27 @@ SetPolicy = Callable[[int, Policy], None]
 LIMIT_PAUSE_NS = 1_000_000_000  # between two records of flows that were refused
 
 State = FlowState[Reassembler, Speech]
-_Step = tuple[int, State, Direction, Run | Overlap | Limit | Opened | Closed]
+_Item = Run | Overlap | Limit | Opened | Closed | Scoped
+_Step = tuple[int, State, Direction, _Item]
 _time = itemgetter(0)
 _record_time = attrgetter("time_ns")
 _log = logging.getLogger(__name__)
+FULL = Content.FULL  # looking up an enum's member is slow
+
+
+class Terms(NamedTuple):
+    """How the flows of a filter are told: by this parser whatever they say, and at most so much
+    of them; None where the filter does not say."""
+
+    protocol: str | None = None
+    content: Content | None = None
 
 
 class Pipeline:
     """One application's flows to records. Fed with batches by its owner; does no IO.
 
+    content: the most that any record tells. `set_content`, `set_places` and `set_filters` may be
+        called between batches.
     places: where records are wanted (provider, flag, level); None for everywhere. What nobody
         wants is not made, but all of it is understood.
     protocol: forces this parser on every flow; both_ends: a connection with both ends in scope is
@@ -98,7 +114,7 @@ class Pipeline:
         self.bytes = 0
         self.records = 0
         self._content = content
-        self._full = content is Content.FULL
+        self._filters: Mapping[str, Terms] = {}
         self._places = places
         self._forced = by_name(protocol) if protocol else None
         self._both_ends = both_ends
@@ -106,17 +122,66 @@ class Pipeline:
         self._key = os.urandom(16) if key is None else key
         self._limits = limits or Limits()
         self._wants_type: dict[type[Body], bool] = {}
-        self._wants_events = places is None or _class_place(OpaqueData) in places
-        self._wants_plain = self._wants_events or _class_place(Data) in (places or ())
+        self._choose(places)
         self._max_flows = max_flows
         self._refused = 0
         self._refused_due_ns = 0
         self._flows: dict[int, list[_Step]] = {}  # of the batch, in the order of their flows
         self._out: list[Record] = []
 
+    # --- what is wanted --------------------------------------------------------------------------
+
+    def set_places(self, places: Places | None) -> None:
+        """Where records are wanted from now on."""
+        self._choose(places)
+        self._plan_again()
+
+    def set_content(self, content: Content) -> None:
+        """The most that any record tells from now on. What no parser knows is copied again where
+        its bytes are wanted now, and counted where they are not any more."""
+        self._content = content
+        self.conversations.set_content(content)
+        self._plan_again()
+
+    def set_filters(self, filters: Mapping[str, Terms]) -> None:
+        """What holds for the flows of some filters, by name: of what they tell at once, of how
+        they are parsed for those that open from now on."""
+        self._filters = dict(filters)
+        self._plan_again()
+
+    def _choose(self, places: Places | None) -> None:
+        self._places = places
+        self._wants_type.clear()
+        self._wants_events = places is None or _class_place(OpaqueData) in places
+        self._wants_plain = self._wants_events or _class_place(Data) in (places or ())
+
+    def _plan_again(self) -> None:
+        for state in self.table:
+            speech = state.parser
+            if speech is not None:
+                self._plan(state, speech)
+
+    def _plan(self, state: State, speech: Speech) -> None:
+        speech.content = self._content_of(state.flow)
+        if speech.is_plain and not speech.secondary:
+            self._stay_plain(state, speech)
+
+    def _terms_of(self, flow: Flow) -> Terms:
+        return (self._filters.get(flow.app.filter) if flow.app else None) or Terms()
+
+    def _content_of(self, flow: Flow) -> Content:
+        most = self._terms_of(flow).content
+        return self._content if most is None else min(self._content, most)
+
+    @property
+    def _least(self) -> Content:
+        """What a record of any flow may tell."""
+        given = (terms.content for terms in self._filters.values())
+        return min((content for content in given if content is not None), default=self._content)
+
     # --- the first pass: items to runs -----------------------------------------------------------
 
-    def feed(self, items: Iterable[Opened | Segment | Closed]) -> list[Record]:
+    def feed(self, items: Iterable[Opened | Segment | Closed | Scoped]) -> list[Record]:
         """The records that a batch gives. Views in it are not kept beyond this call."""
         closed = self._demux.feed(items)
         flows, self._flows = self._flows, {}
@@ -184,13 +249,20 @@ class Pipeline:
             self._refused = self.table.refused
             self._refused_due_ns = flow.opened_ns + LIMIT_PAUSE_NS
             body = StreamLimit(limit="flows", value=self._max_flows, count=count)
-            self._emit(flow.opened_ns, body, None)
+            self._emit(flow.opened_ns, body)
 
     def begin(self, state: State, opened: Opened) -> None:
         """A flow begins: who listens to it, and what passed before."""
         flow = state.flow
         secondary = not state.primary and not self._both_ends
-        state.parser = Speech(_info(state), self._limits, secondary=secondary, forced=self._forced)
+        protocol = self._terms_of(flow).protocol
+        state.parser = Speech(
+            _info(state),
+            self._limits,
+            secondary=secondary,
+            content=self._content_of(flow),
+            forced=by_name(protocol) if protocol else self._forced,
+        )
         if state.paired is not None and state.paired.parser is not None:
             state.paired.parser.info = _info(state.paired)
         if secondary:
@@ -202,11 +274,19 @@ class Pipeline:
                 gap = Gap(0, opened.offsets[direction], "midstream", flow.opened_ns)
                 self._collect(state, direction, (gap,), self._flows)
 
+    def scoped(self, state: State, scoped: Scoped) -> None:
+        """A flow is in other filters; once what it said in this batch has been told."""
+        step = (scoped.time_ns, state, Direction.TO_SERVER, scoped)
+        self._flows.setdefault(scoped.flow_id, []).append(step)
+
     def _reduce(self, state: State) -> None:
         """Nobody will look at the bytes of this flow: let them be counted, not copied."""
-        if self._set_policy is not None and state.policy is Policy.FULL:
-            state.policy = Policy.COUNT
-            self._set_policy(state.flow.flow_id, Policy.COUNT)
+        self._copy(state, Policy.COUNT)
+
+    def _copy(self, state: State, policy: Policy) -> None:
+        if self._set_policy is not None and state.policy is not policy:
+            state.policy = policy
+            self._set_policy(state.flow.flow_id, policy)
 
     # --- the second pass: runs to records --------------------------------------------------------
 
@@ -214,7 +294,7 @@ class Pipeline:
         self,
         state: State,
         direction: Direction,
-        run: Run | Overlap | Limit | Opened | Closed,
+        run: _Item,
         time_ns: int,
     ) -> None:
         speech = state.parser
@@ -225,21 +305,35 @@ class Pipeline:
             elif isinstance(run, Gap):
                 self.gaps += 1
                 gap = StreamGap(offset=run.offset, length=run.length, cause=run.cause)
-                self._emit(time_ns, gap, speech.info, speech.sides[direction])
+                self._emit(time_ns, gap, speech, speech.sides[direction])
                 self._hear(state, speech, direction, run, time_ns)
             elif isinstance(run, Opened):
                 self.conversations.opened(state.flow)
-                self._emit(time_ns, FlowOpened(midstream=state.flow.midstream), speech.info)
+                self._emit(time_ns, FlowOpened(midstream=state.flow.midstream), speech)
             elif isinstance(run, Closed):
                 self._close(state, speech, run)
+            elif isinstance(run, Scoped):
+                self._rescope(state, speech, run)
             elif isinstance(run, Overlap):
                 overlap = StreamOverlap(offset=run.offset, length=run.length)
-                self._emit(time_ns, overlap, speech.info, speech.sides[direction])
+                self._emit(time_ns, overlap, speech, speech.sides[direction])
             else:
                 limit = StreamLimit(limit=run.limit, value=run.value, count=1)
-                self._emit(time_ns, limit, speech.info, speech.sides[direction])
+                self._emit(time_ns, limit, speech, speech.sides[direction])
         except Exception as error:  # no bytes may end a watch: it is ours to mend
             self._fail(state, speech, error, time_ns)
+
+    def _rescope(self, state: State, speech: Speech, scoped: Scoped) -> None:
+        flow = state.flow
+        app = replace(flow.app, filter=scoped.filter) if flow.app else None
+        state.flow = replace(flow, app=app, filters=scoped.filters)
+        speech.info = _info(state)
+        other = state.paired
+        if other is not None:
+            other.peer = app
+            if other.parser is not None:
+                other.parser.info = _info(other)
+        self._plan(state, speech)
 
     def _hear(
         self, state: State, speech: Speech, direction: Direction, run: Run, time_ns: int
@@ -267,16 +361,14 @@ class Pipeline:
         if parser is None:
             return
         confidence = "none" if parser.name == OPAQUE else "content"
-        self._settle(state, speech, parser, "forced" if self._forced else confidence, time_ns)
+        self._settle(state, speech, parser, "forced" if speech.forced else confidence, time_ns)
 
     def _settle(
         self, state: State, speech: Speech, parser: type[Parser], confidence: str, time_ns: int
     ) -> None:
         waiting = speech.settle(parser, midstream=state.flow.midstream)
-        self._emit(
-            time_ns, FlowIdentified(protocol=parser.name, confidence=confidence), speech.info
-        )
-        if parser.name == OPAQUE and not speech.looks:
+        self._emit(time_ns, FlowIdentified(protocol=parser.name, confidence=confidence), speech)
+        if speech.is_plain:
             self._stay_plain(state, speech)
         for direction, run in waiting:
             when = run.time_ns if isinstance(run, Gap) else run[3][-1]
@@ -294,10 +386,10 @@ class Pipeline:
 
     def _stay_plain(self, state: State, speech: Speech) -> None:
         """It is decided that no parser knows what the flow says."""
+        full = speech.content is FULL
         speech.unheard = not self._wants_plain
-        if not self._full:
-            speech.plain = not self._wants_events
-            self._reduce(state)
+        speech.plain = not (full or self._wants_events)
+        self._copy(state, Policy.FULL if full else Policy.COUNT)
 
     def _parse(
         self, state: State, speech: Speech, direction: Direction, run: Run, time_ns: int
@@ -329,7 +421,7 @@ class Pipeline:
         assert speech.parser is not None
         speech.offsets[direction] = ends[-1]
         events = speech.parser.receive(direction, data)
-        shown = self._full or speech.name in INSIDE
+        shown = speech.content is FULL or speech.name in INSIDE
         if len(ends) == 1 and not shown:
             for event in events:
                 self._tell(state, speech, direction, event, times[0], None)
@@ -353,7 +445,7 @@ class Pipeline:
         for end, when in zip(ends, times, strict=True):
             event = OpaqueData(offset=offset, length=end - offset)
             part = None
-            if data is not None and self._full:
+            if data is not None and speech.content is FULL:
                 part = data[offset - begin : end - begin]
             self._tell(state, speech, direction, event, when, part)
             offset = end
@@ -385,7 +477,7 @@ class Pipeline:
         name = speech.name or "unknown"
         _log.error("%s in protocol %s at %s", type(error).__name__, name, ", ".join(places))
         failed = ParserFailed(protocol=speech.name, error=type(error).__name__)
-        self._emit(time_ns, failed, speech.info)
+        self._emit(time_ns, failed, speech)
         speech.give_up(by_name(OPAQUE))
 
     def _tell(
@@ -399,7 +491,7 @@ class Pipeline:
     ) -> None:
         wanted = self._wants_type.get(type(event))
         if self._wants(event) if wanted is None else wanted:
-            self._emit(time_ns, event, speech.info, speech.sides[direction])
+            self._emit(time_ns, event, speech, speech.sides[direction])
         meanings = self.conversations.interpret(
             state.flow, speech.name, direction, time_ns, event, data
         )
@@ -413,10 +505,13 @@ class Pipeline:
                 of = self.table.find(meaning.flow_id)
             speech = of.parser if of is not None else None
             if speech is None:
-                self._emit(meaning.time_ns, meaning.pattern, None)
+                self._emit(meaning.time_ns, meaning.pattern, content=self._least)
                 continue
             side = speech.sides[meaning.direction]
-            self._emit(meaning.time_ns, meaning.pattern, speech.info, side)
+            content = speech.content
+            if of is not state and state is not None and state.parser is not None:
+                content = min(content, state.parser.content)  # it may tell what another flow said
+            self._emit(meaning.time_ns, meaning.pattern, speech, side, content)
 
     def _close(self, state: State, speech: Speech, closed: Closed) -> None:
         ending = self._demux.close(closed)
@@ -446,7 +541,7 @@ class Pipeline:
             received_counted=certificate.received_counted,
             missing_ranges=certificate.missing_ranges,
         )
-        self._emit(closed.time_ns, body, speech.info)
+        self._emit(closed.time_ns, body, speech)
 
     def _end(self, state: State, speech: Speech, closed: Closed) -> None:
         if not speech.name:
@@ -471,7 +566,7 @@ class Pipeline:
 
     def note(self, time_ns: int, body: Body) -> list[Record]:
         """A record that is about no flow."""
-        self._emit(time_ns, body, None)
+        self._emit(time_ns, body)
         return self._flush()
 
     def _wants(self, body: Body) -> bool:
@@ -481,8 +576,14 @@ class Pipeline:
         return wanted
 
     def _emit(
-        self, time_ns: int, body: Body, info: FlowInfo | None, side: str | None = None
+        self,
+        time_ns: int,
+        body: Body,
+        speech: Speech | None = None,
+        side: str | None = None,
+        content: Content | None = None,
     ) -> None:
+        """content: the most that it tells; by default what the flow's records do."""
         if self._places is not None and place(body) not in self._places:
             return
         content = self._content
@@ -508,6 +609,7 @@ def _info(state: State) -> FlowInfo:
         remote=str(flow.remote),
         role=flow.role.value,
         peer=state.peer,
+        filters=flow.filters,
     )
 
 

@@ -25,7 +25,7 @@ from streamtap.demux import Demux, Tap
 from streamtap.errors import CaptureFileError
 from streamtap.events import Record, Started, Stopped, place
 from streamtap.flows import FlowState
-from streamtap.model import Closed, Content, Direction, Flow, Opened, StreamItem
+from streamtap.model import Closed, Content, Direction, Flow, Opened, Scoped, StreamItem
 from streamtap.pipeline import Pipeline
 from streamtap.streams import Reassembler
 from streamtap.tally import COUNTED, Tally
@@ -253,6 +253,9 @@ class _Parts:
 
     def refused(self, flow: Flow) -> None:
         """The source bounds the flows, and counts those it gives up."""
+
+    def scoped(self, state: FlowState[Reassembler, None], scoped: Scoped) -> None:
+        """Captures know no filters."""
 
     def give(
         self,

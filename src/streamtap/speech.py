@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from streamtap.events import FlowInfo
-from streamtap.model import Direction, Gap, Role
+from streamtap.model import Content, Direction, Gap, Role
 from streamtap.protocols import Limits, Parser, detect
 
 OPAQUE = "opaque"
@@ -23,6 +23,7 @@ class Speech:
     secondary: the other end of the connection tells the same, and is told in its stead.
     plain: bursts are all that is told of it: no parser knows it, and nobody wants every arrival.
     fluent: its protocol is understood, and what it says is told.
+    content: the most that its records tell.
     unheard: nobody wants what it says: its bytes are counted and go no further.
     offsets: where each direction is, as far as it went to a parser.
     looks: so many more runs of a flow joined midstream, and not understood at first, may show what
@@ -30,11 +31,12 @@ class Speech:
     """
 
     __slots__ = (
-        "_forced",
         "_heads",
         "_limits",
         "_waiting",
+        "content",
         "fluent",
+        "forced",
         "info",
         "looks",
         "name",
@@ -52,12 +54,15 @@ class Speech:
         limits: Limits,
         *,
         secondary: bool,
+        content: Content,
         forced: type[Parser] | None = None,
     ) -> None:
         """forced: the parser, whatever the bytes are."""
         self.info = info
         self.sides = ("sent", "received") if info.role == Role.CLIENT else ("received", "sent")
         self.secondary = secondary
+        self.content = content
+        self.forced = forced
         self.fluent = False
         self.plain = False
         self.unheard = secondary
@@ -66,7 +71,6 @@ class Speech:
         self.offsets = [0, 0]
         self.looks = 0
         self._limits = limits
-        self._forced = forced
         self._heads = (bytearray(), bytearray())
         self._waiting: list[tuple[Direction, Run]] = []
 
@@ -87,8 +91,8 @@ class Speech:
 
     def identify(self, *, final: bool) -> type[Parser] | None:
         """The parser for what waits; None while that does not decide, or where nothing does."""
-        if self._forced is not None and self._waiting:
-            return self._forced
+        if self.forced is not None and self._waiting:
+            return self.forced
         if not self._waiting or not (any(self._heads) or final):
             return None
         to_server, to_client = map(bytes, self._heads)
@@ -112,10 +116,15 @@ class Speech:
         midstream = midstream or any(isinstance(run, Gap) for _, run in waiting)
         self.name = parser.name
         self.fluent = parser.name != OPAQUE and not self.secondary
-        unknown = parser.name == OPAQUE and self._forced is None
+        unknown = parser.name == OPAQUE and self.forced is None
         self.looks = SECOND_LOOKS if unknown and midstream else 0
         self._begin(parser, midstream)
         return waiting
+
+    @property
+    def is_plain(self) -> bool:
+        """It is decided that no parser knows what it says."""
+        return self.name == OPAQUE and not self.looks
 
     def give_up(self, opaque: type[Parser]) -> None:
         """Its parser broke: from now on it is told what passes, and nothing else."""

@@ -4,7 +4,7 @@ The table knows no reassembler and no parser. It is given a function that makes 
 one direction, and keeps a slot for whatever the owner attaches to a flow.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -172,6 +172,10 @@ class FlowTable(Generic[StreamT, ParserT]):
 
     def __len__(self) -> int:
         return len(self._flows)
+
+    def __iter__(self) -> Iterator[FlowState[StreamT, ParserT]]:
+        """The open flows, in the order in which they opened."""
+        return iter(self._flows.values())
 
     def open(self, opened: Opened) -> tuple[FlowState[StreamT, ParserT], Sequence[Segment]] | None:
         """The new flow, and the segments that came before its opening, in their order.

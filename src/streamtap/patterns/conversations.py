@@ -6,6 +6,7 @@ from streamtap.events import Event
 from streamtap.model import Content, Direction, Flow
 from streamtap.patterns.bursts import NOTHING, Bursts
 from streamtap.patterns.http import data_of
+from streamtap.patterns.level import Level
 from streamtap.patterns.links import Links
 from streamtap.patterns.model import Meaning
 from streamtap.patterns.msnp import Chunks, Gateway, Memory, MsnpFlow, Place, Tunnels, Waiting
@@ -26,11 +27,11 @@ class Conversations:
     """
 
     def __init__(self, content: Content = Content.META) -> None:
-        self._content = content
+        self._level = Level(content)
         self._links = Links()
         self._bursts = Bursts()
-        self._chunks = Chunks(keep=content is Content.FULL)
-        memory = Memory(self._links, self._chunks, content)
+        self._chunks = Chunks(self._level)
+        memory = Memory(self._links, self._chunks, self._level)
         self._gateway = Gateway(memory)
         self._tunnels = Tunnels(memory)
         self._msnp: dict[int, MsnpFlow] = {}
@@ -40,6 +41,10 @@ class Conversations:
     def pending(self) -> bool:
         """Bursts are open that a `tick` would end soon."""
         return len(self._bursts) > 0
+
+    def set_content(self, content: Content) -> None:
+        """From now on; what is joined from several parts has the text of those that came since."""
+        self._level.full = content is Content.FULL
 
     def opened(self, flow: Flow) -> None:
         """A flow begins. Its state is made when it first has a meaning."""
@@ -67,7 +72,7 @@ class Conversations:
         if kind in _MSNP:
             state = self._msnp.get(flow.flow_id)
             if state is None:
-                state = MsnpFlow(flow, self._links, self._chunks, self._content)
+                state = MsnpFlow(flow, self._links, self._chunks, self._level)
                 self._msnp[flow.flow_id] = state
             return state.interpret(direction, time_ns, event)
         if isinstance(event, HttpRequest | HttpResponse | HttpBody | HttpTunnel):
@@ -108,7 +113,7 @@ class Conversations:
     def _plain(self, place: Place, size: int, data: bytes | memoryview | None) -> Sequence[Meaning]:
         """Bytes of HTTP that nobody understands further; `size` of them are content."""
         flow_id, direction, time_ns, offset, length = place
-        shown = data if self._content is Content.FULL else None
+        shown = data if self._level.full else None
         return self._bursts.add(flow_id, "http", direction, time_ns, offset, length, size, shown)
 
     def _unclaimed(self, waiting: Sequence[Waiting]) -> list[Meaning]:

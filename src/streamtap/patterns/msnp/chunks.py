@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from streamtap.model import Direction
+from streamtap.patterns.level import Level
 from streamtap.patterns.model import CLIENT_CLIENT, Meaning, Message
 from streamtap.patterns.msnp.mime import Mime
 from streamtap.protocols.msnp import MsnpCommand
@@ -48,11 +49,11 @@ class _Parts:
 class Chunks:
     """The unfinished messages of all flows.
 
-    keep: the bodies are wanted, not only their sizes.
+    level: at full the bodies are wanted, not only their sizes.
     """
 
-    def __init__(self, *, keep: bool) -> None:
-        self._keep = keep
+    def __init__(self, level: Level) -> None:
+        self._level = level
         self._open: dict[tuple[int, Direction, str | None, str], _Parts] = {}
         self._held = 0
 
@@ -74,7 +75,7 @@ class Chunks:
         number = mime.fields.get("chunk", "0")
         place = int(number) if number.isdecimal() and len(number) <= 4 else 0
         if place not in parts.bodies:
-            body = mime.body if self._keep else b""
+            body = mime.body if self._level.full else b""
             parts.bodies[place] = body
             parts.size += mime.size
             parts.held += len(body)

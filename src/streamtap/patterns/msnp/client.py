@@ -1,6 +1,7 @@
 """Whose connection it is: what the nouns of one MSNP flow know of it together."""
 
-from streamtap.model import Content, Flow
+from streamtap.model import Flow
+from streamtap.patterns.level import Level
 from streamtap.patterns.links import Key, Links, scope_of, server_of, user_of
 from streamtap.patterns.model import CLIENT_CLIENT, CLIENT_SERVER, Connect, Pattern
 
@@ -16,9 +17,9 @@ class Client:
     __slots__ = (
         "_connected",
         "account",
-        "content",
         "conversation",
         "flow",
+        "level",
         "links",
         "name",
         "program",
@@ -29,10 +30,10 @@ class Client:
         "version",
     )
 
-    def __init__(self, flow: Flow, links: Links, content: Content) -> None:
+    def __init__(self, flow: Flow, links: Links, level: Level) -> None:
         self.flow = flow
         self.links = links
-        self.content = content
+        self.level = level
         self.scope = scope_of(flow)
         self.user = user_of(flow)
         self.server = server_of(flow)

@@ -8,7 +8,8 @@ the client says (messages, invitations) when it is said.
 from collections.abc import Sequence
 
 from streamtap.events import Event
-from streamtap.model import Content, Direction, Flow
+from streamtap.model import Direction, Flow
+from streamtap.patterns.level import Level
 from streamtap.patterns.links import Links
 from streamtap.patterns.model import Error, Meaning, Pattern
 from streamtap.patterns.msnp import direct, notification, switchboard
@@ -33,9 +34,9 @@ class MsnpFlow:
 
     __slots__ = ("_board", "_client", "_direct", "_flow_id", "_notification", "_requests", "_said")
 
-    def __init__(self, flow: Flow, links: Links, chunks: Chunks, content: Content) -> None:
+    def __init__(self, flow: Flow, links: Links, chunks: Chunks, level: Level) -> None:
         self._flow_id = flow.flow_id
-        self._client = Client(flow, links, content)
+        self._client = Client(flow, links, level)
         transfers = Transfers(self._client)
         self._notification = Notification(self._client, transfers)
         self._board = Switchboard(self._client, transfers, chunks)

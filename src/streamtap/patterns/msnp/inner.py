@@ -6,7 +6,8 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from streamtap.events import Event
-from streamtap.model import Content, Direction, Flow
+from streamtap.model import Direction, Flow
+from streamtap.patterns.level import Level
 from streamtap.patterns.links import Links
 from streamtap.patterns.model import Meaning
 from streamtap.patterns.msnp.chunks import Chunks
@@ -22,7 +23,7 @@ class Memory(NamedTuple):
 
     links: Links
     chunks: Chunks
-    content: Content
+    level: Level
 
 
 class Place(NamedTuple):

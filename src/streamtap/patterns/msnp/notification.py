@@ -32,7 +32,7 @@ class Notification:
     def __init__(self, client: Client, transfers: Transfers) -> None:
         self._client = client
         self._transfers = transfers
-        self._presences = Presences(client.content)
+        self._presences = Presences(client.level)
         self._relayed = Relayed(client, self._presences, transfers)
         self.signed_in = False
         self.carries = False  # messages between people come this way

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from streamtap.model import Content
+from streamtap.patterns.level import Level
 from streamtap.patterns.model import Pattern, Presence
 from streamtap.patterns.msnp.words import (
     STATUS,
@@ -32,10 +32,10 @@ class _Told:
 class Presences:
     """What one client was told of people, itself included."""
 
-    __slots__ = ("_full", "_told")
+    __slots__ = ("_level", "_told")
 
-    def __init__(self, content: Content) -> None:
-        self._full = content is Content.FULL
+    def __init__(self, level: Level) -> None:
+        self._level = level
         self._told: dict[str, _Told] = {}
 
     def status_of(self, account: str) -> str:
@@ -67,7 +67,7 @@ class Presences:
             account=account,
             status=status,
             display_name=name,
-            personal_message=message[:SHOWN] if message and self._full else None,
+            personal_message=message[:SHOWN] if message and self._level.full else None,
         )
 
     def own(self, event: MsnpCommand, account: str | None, name: str | None) -> Sequence[Pattern]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from streamtap.model import Content, Direction
+from streamtap.model import Direction
 from streamtap.patterns.model import CLIENT_CLIENT, Message, Pattern
 from streamtap.patterns.msnp.client import Client
 from streamtap.patterns.msnp.groups import Groups
@@ -26,14 +26,13 @@ NOTHING: Patterns = ()
 class Relayed:
     """One flow's share of it. `own` is the user at the client's end."""
 
-    __slots__ = ("_client", "_endpoints", "_full", "_groups", "_presences", "_transfers")
+    __slots__ = ("_client", "_endpoints", "_groups", "_presences", "_transfers")
 
     def __init__(self, client: Client, presences: Presences, transfers: Transfers) -> None:
         self._client = client
         self._presences = presences
         self._transfers = transfers
         self._groups = Groups(client.scope, client.links)
-        self._full = client.content is Content.FULL
         self._endpoints: dict[str, set[str]] = {}  # where people are signed in
 
     def service_message(self, event: MsnpCommand, own: str | None) -> Patterns:
@@ -168,6 +167,6 @@ class Relayed:
             kind=mime.kind,
             content_type=mime.content_type,
             size=mime.size,
-            content=shown_text(mime.body) if self._full else None,
+            content=shown_text(mime.body) if self._client.level.full else None,
         )
         return message if conversation is None else replace(message, pattern=CLIENT_CLIENT)

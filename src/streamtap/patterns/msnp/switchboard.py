@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from streamtap.model import Content, Direction
+from streamtap.model import Direction
 from streamtap.patterns.links import Key
 from streamtap.patterns.model import CLIENT_CLIENT, Message, Pattern
 from streamtap.patterns.msnp.chunks import Chunks, Talk
@@ -24,13 +24,12 @@ NOTHING: Patterns = ()
 class Switchboard:
     """One client's part in one session. people: the others."""
 
-    __slots__ = ("_chunks", "_client", "_full", "_transfers", "people")
+    __slots__ = ("_chunks", "_client", "_transfers", "people")
 
     def __init__(self, client: Client, transfers: Transfers, chunks: Chunks) -> None:
         self._client = client
         self._transfers = transfers
         self._chunks = chunks
-        self._full = client.content is Content.FULL
         self.people = Participants()
 
     # -- who comes and goes
@@ -123,7 +122,7 @@ class Switchboard:
             kind, content_type = "text", "text/plain"
             body = end + 4
             size = event.payload_length - body
-            content = shown_text(payload[body:]) if self._full else None
+            content = shown_text(payload[body:]) if self._client.level.full else None
         else:
             mime = parse_mime(payload, event.payload_length)
             if mime.content_type == "text/x-msmsgsinvite":
@@ -144,7 +143,7 @@ class Switchboard:
                     return NOTHING
                 mime = joined
             kind, content_type, size = mime.kind, mime.content_type, mime.size
-            content = shown_text(mime.body) if self._full else None
+            content = shown_text(mime.body) if self._client.level.full else None
         return (
             Message(
                 offset=event.offset,
