@@ -13,6 +13,7 @@ from helpers.rings import (
     DISCARDED,
     FakeRing,
     closed_record,
+    listing,
     opened_record,
     segment_record,
 )
@@ -21,7 +22,7 @@ from streamtap.capture.layout import FLOW_LISTING, OPENED_RECORD
 from streamtap.capture.live import LiveSource
 from streamtap.capture.ring import Ring
 from streamtap.capture.totals import kernel_totals
-from streamtap.model import Closed, Opened, Policy, Segment
+from streamtap.model import Closed, Direction, Opened, Policy, Scoped, Segment
 
 SIZE = 1 << 16
 
@@ -75,6 +76,7 @@ def source(callouts: FakeCallouts, monkeypatch: pytest.MonkeyPatch) -> LiveSourc
     class NoPoll:
         def __init__(self, size: int) -> None: ...
         def register(self, fd: int, events: int) -> None: ...
+        def close(self) -> None: ...
 
     # A memfd cannot be waited for; what is tested here is what a drain gives.
     monkeypatch.setattr("streamtap.capture.live.select.epoll", NoPoll)
@@ -243,3 +245,126 @@ def test_a_fin_that_never_left_is_not_subtracted() -> None:
 def test_totals_of_a_flow_joined_midstream_begin_with_the_connection() -> None:
     counters = record(origin=(100, 50), snd_nxt=110, snd_una=110, rcv_nxt=53, bytes_acked=1011)
     assert kernel_totals(counters, (1000, 2000)) == (1010, 2003)
+
+
+def said(items: list[Any]) -> list[tuple[int, bytes]]:
+    return [(item.sequence, bytes(item.data)) for item in items if isinstance(item, Segment)]
+
+
+def test_a_socket_that_connects_again_within_a_drain_has_two_flows_each_with_its_data(
+    callouts: FakeCallouts, source: LiveSource
+) -> None:
+    callouts.control.write(opened_record(time_ns=1))
+    callouts.data.write(segment_record(sequence=0, data=b"first", time_ns=2))
+    callouts.control.write(closed_record(sent=5, time_ns=3))
+    callouts.control.write(opened_record(time_ns=4, active=False))
+    callouts.data.write(segment_record(sequence=900, data=b"sec", time_ns=5))
+    callouts.control.write(closed_record(sent=6, time_ns=7))
+    callouts.data.write(segment_record(sequence=903, data=b"ond", time_ns=6))
+    callouts.control.write(opened_record(time_ns=8))
+    callouts.data.write(segment_record(sequence=70, data=b"third", time_ns=9))
+    items = source.drain()
+    assert kinds(items) == [Opened, Segment, Closed, Opened, Segment, Closed, Opened, Segment]
+    assert said(items) == [(0, b"first"), (900, b"second"), (70, b"third")]
+    directions = [item.direction for item in items if isinstance(item, Segment)]
+    assert directions == [Direction.TO_SERVER, Direction.TO_CLIENT, Direction.TO_SERVER]
+    assert source.is_drained
+    callouts.data.write(segment_record(sequence=75, data=b" more", time_ns=10))
+    assert said(source.drain()) == [(75, b" more")]
+
+
+def test_a_flow_taken_into_one_more_filter_is_told_once(
+    callouts: FakeCallouts, source: LiveSource
+) -> None:
+    callouts.control.write(opened_record(filters=2))
+    (opened,) = source.drain()
+    assert isinstance(opened, Opened)
+    assert opened.flow.filters == 2
+    for _ in range(2):
+        callouts.control.write(opened_record(filters=3))
+    (scoped,) = source.drain()
+    assert isinstance(scoped, Scoped)
+    assert (scoped.flow_id, scoped.filters, scoped.filter) == (1, 3, "it")
+
+
+def test_flows_of_retired_filters_are_closed_behind_what_the_ring_holds(
+    callouts: FakeCallouts, source: LiveSource
+) -> None:
+    callouts.control.write(opened_record(1, filters=2))
+    callouts.control.write(opened_record(2, filters=3))
+    callouts.control.write(opened_record(3, filters=1))
+    source.drain()
+    callouts.data.write(segment_record(1, data=b"one"))
+    callouts.data.write(segment_record(2, data=b"two"))
+    source.retire(1)
+    items = source.drain()
+    assert kinds(items) == [Segment, Segment, Closed, Scoped]
+    closed, scoped = items[2:]
+    assert isinstance(closed, Closed)
+    assert (closed.flow_id, closed.reason, closed.totals) == (1, "removed", None)
+    assert isinstance(scoped, Scoped)
+    assert (scoped.flow_id, scoped.filters) == (2, 1)
+    callouts.data.write(segment_record(1, sequence=3, data=b"late"))
+    assert source.drain() == []
+    # It was taken in again.
+    callouts.control.write(opened_record(1, filters=1, time_ns=1))
+    callouts.data.write(segment_record(1, sequence=7, data=b"again"))
+    assert kinds(source.drain()) == [Opened, Segment]
+
+
+def test_what_was_opened_under_a_filter_before_it_was_retired_is_closed(
+    callouts: FakeCallouts, source: LiveSource
+) -> None:
+    callouts.control.write(opened_record(1, filters=2))
+    callouts.data.write(segment_record(1, data=b"hello"))
+    source.retire(1)
+    assert kinds(source.drain()) == [Opened, Segment, Closed]
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize("before", [0, 5, 5 * GIB + 7])
+def test_a_new_reader_goes_on_exactly_where_the_unread_part_of_each_flow_begins(
+    callouts: FakeCallouts, source: LiveSource, before: int
+) -> None:
+    first = 0xFFFF_FFF0
+    callouts.data.write(segment_record(1, 0, (first + before) % (1 << 32), b"un", time_ns=50))
+    callouts.data.write(segment_record(1, 0, (first + before + 2) % (1 << 32), b"read", time_ns=60))
+    callouts.listing = np.concatenate(
+        (
+            listing(1, totals=(before + 6, 9), sequence=(first, 1000)),
+            listing(2, totals=(before + 80, 0), counted=(before % (1 << 32), 30)),
+        )
+    )
+    source.resume()
+    one, two, *segments = source.drain()
+    assert isinstance(one, Opened)
+    assert isinstance(two, Opened)
+    assert (one.flow.flow_id, one.flow.midstream, one.offsets) == (1, True, (before, 9))
+    assert one.sequences == ((first + before) % (1 << 32), 1009)
+    assert (two.flow.flow_id, two.offsets) == (2, (before, 0))
+    assert [bytes(item.data) for item in segments if isinstance(item, Segment)] == [b"unread"]
+    assert all(item.time_ns >= one.flow.opened_ns for item in segments if isinstance(item, Segment))
+
+
+def test_a_new_reader_opens_no_flow_twice_that_the_control_ring_tells_of(
+    callouts: FakeCallouts, source: LiveSource
+) -> None:
+    callouts.control.write(closed_record(1, time_ns=10))  # of another life of the same socket
+    callouts.control.write(opened_record(1, time_ns=20))
+    callouts.data.write(segment_record(1, data=b"whole", time_ns=21))
+    callouts.listing = np.concatenate((listing(1, totals=(5, 0)), listing(2, totals=(7, 0))))
+    callouts.listing["opened"]["time_ns"] = 30
+    callouts.meanwhile = [opened_record(3, time_ns=31), opened_record(2, time_ns=31)]
+    source.resume()
+    items = source.drain()
+    opened = {item.flow.flow_id: item.flow.midstream for item in items if isinstance(item, Opened)}
+    assert opened == {1: False, 2: True, 3: False}
+    assert kinds(items).count(Opened) == 3
+    assert said(items) == [(0, b"whole")]
+    assert Closed not in kinds(items)
+    callouts.control.write(closed_record(2, sent=7, time_ns=40))
+    (closed,) = source.drain()
+    assert isinstance(closed, Closed)
+    assert closed.totals == (7, 0)

@@ -3,10 +3,18 @@
 import mmap
 import os
 import struct
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from streamtap.capture.layout import CLOSED_RECORD, OPENED_RECORD, SEGMENT_RECORD, RecordKind
+from streamtap.capture.layout import (
+    CLOSED_RECORD,
+    FLOW_LISTING,
+    OPENED_RECORD,
+    SEGMENT_RECORD,
+    RecordKind,
+)
 
 BUSY = 1 << 31
 DISCARDED = 1 << 30
@@ -69,20 +77,37 @@ def segment_record(
 
 
 def opened_record(
-    flow_id: int = 1, *, active: bool = True, filters: int = 1, candidates: int = 0, pid: int = 42
-) -> bytes:
+    flow_id: int = 1, *, active: bool = True, filters: int = 1, candidates: int = 0, pid: int = 42,
+    time_ns: int = 0,
+) -> bytes:  # fmt: skip
     record = np.zeros(1, OPENED_RECORD)
     record["flow_id"], record["flags"], record["filters"] = flow_id, int(active), filters
     record["candidates"], record["process_id"] = candidates, 1000 + pid
     record["family"], record["kind"], record["pid"] = 4, RecordKind.OPENED, pid
+    record["time_ns"] = time_ns
     record["local_port"], record["remote_port"] = 5000 + flow_id, 80
     record["local"] = record["remote"] = b"\x7f\0\0\x01" + bytes(12)
     record["comm"] = b"program" + bytes(9)
     return record.tobytes()
 
 
-def closed_record(flow_id: int = 1, *, sent: int = 0) -> bytes:
+def closed_record(flow_id: int = 1, *, sent: int = 0, time_ns: int = 0) -> bytes:
     record = np.zeros(1, CLOSED_RECORD)
     record["flow_id"], record["kind"] = flow_id, RecordKind.CLOSED
+    record["time_ns"] = time_ns
     record["snd_nxt"] = record["snd_una"] = record["bytes_acked"] = sent
     return record.tobytes()
+
+
+def listing(
+    flow_id: int = 1, *, totals: tuple[int, int] = (0, 0), sequence: tuple[int, int] = (0, 0),
+    passed: tuple[int, int] = (0, 0), filters: int = 1, counted: tuple[int, int] = (0, 0),
+) -> NDArray[Any]:  # fmt: skip
+    """(1,) FLOW_LISTING; sequence: of the byte at `passed`; counted: sequence and length of what
+    grows in the context of what was sent."""
+    row = np.zeros(1, FLOW_LISTING)
+    row["opened"] = np.frombuffer(opened_record(flow_id, filters=filters), OPENED_RECORD)
+    row["opened"]["sequence"], row["opened"]["passed"] = sequence, passed
+    row["totals"] = totals
+    row["range_sequence"][0, 0], row["range_length"][0, 0] = counted
+    return row

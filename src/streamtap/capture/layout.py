@@ -208,6 +208,11 @@ FLOW_LISTING = np.dtype(
     ]
 )
 
+KIND_AT = {  # offset of `kind` in records of the control ring, by their length
+    dtype.itemsize: int(dtype.fields["kind"][1])  # type: ignore[index]
+    for dtype in (OPENED_RECORD, CLOSED_RECORD, PROCESS_RECORD)
+}
+
 
 class Row:
     """Reads single records of a dtype as named values; arrays of two come as tuples."""

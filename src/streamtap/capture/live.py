@@ -5,68 +5,77 @@ ring: an opening is handed on before the data that lies beyond the first mark, a
 the data that lies before the second.
 """
 
-import os
 import select
 import socket
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
+from streamtap.capture.candidates import Candidates, remember
 from streamtap.capture.columns import headers_at, join
-from streamtap.capture.kernel import Candidate, Kernel
+from streamtap.capture.kernel import Kernel
 from streamtap.capture.layout import (
     CLOSED_RECORD,
     COMM_LENGTH,
+    KIND_AT,
     OPENED_RECORD,
     ORPHAN_TUPLE,
     PROCESS_RECORD,
     SEGMENT_RECORD,
     FlowFlag,
-    ProcessFlag,
     RecordKind,
     Row,
 )
+from streamtap.capture.lives import Closing, Lives, Narrowing, Opening
 from streamtap.capture.orphans import Ends, Orphans
+from streamtap.capture.resume import continues_at, flows_announced, unread
 from streamtap.capture.totals import kernel_totals
-from streamtap.model import App, Closed, Direction, Endpoint, Flow, Opened, Role, Segment
+from streamtap.model import (
+    App,
+    Closed,
+    Direction,
+    Endpoint,
+    Flow,
+    Opened,
+    Role,
+    Scoped,
+    Segment,
+)
 
-Item = Opened | Segment | Closed
+Item = Opened | Segment | Closed | Scoped
 
 SPAN_BYTES = 2 << 20  # read at a time: the space goes back to the kernel this often
 ACTIVE_S = 0.015  # longer than the callouts' pause between wake-ups: a late record is not missed
 LINGER_BYTES = 64 << 10  # fewer that came meanwhile wait for the next wake-up, or ACTIVE_S
 IDLE_S = 0.5
-REMEMBERED = 16_384  # processes: what they are called, and whether they match
 FOREIGN = 4096  # flows found to be out of scope, which the ring may hold segments of
 CLOCK_S = 1.0  # how often the offset between the kernel's clock and Unix time is read again
 
 _segment_row, _orphan_row = Row(SEGMENT_RECORD), Row(ORPHAN_TUPLE)
 _opened_row, _closed_row = Row(OPENED_RECORD), Row(CLOSED_RECORD)
 _process_row = Row(PROCESS_RECORD)
-_KIND_AT = {  # offset of `kind`, by length of the record
-    OPENED_RECORD.itemsize: OPENED_RECORD.fields["kind"][1],  # type: ignore[index]
-    CLOSED_RECORD.itemsize: CLOSED_RECORD.fields["kind"][1],  # type: ignore[index]
-    PROCESS_RECORD.itemsize: PROCESS_RECORD.fields["kind"][1],  # type: ignore[index]
-}
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
 class _Known(NamedTuple):
-    """What the source keeps of an open flow."""
+    """What the source keeps of an open flow; time_ns: by the kernel's clock, when it opened."""
 
     sent: Direction
     passed: tuple[int, int]
     ends: Ends
+    filters: int
+    time_ns: int
 
 
 class LiveSource:
     """Reads the rings of attached callouts. `poll` waits and gives what came.
 
     Segments may be views of the ring: they are valid until `release`, or the next `poll`.
-    names: the filters' names by bit.
+    names: the filters' names by bit; the caller may change them at any time.
     given_ns: everything older than this (Unix time) has been given.
     """
 
@@ -78,8 +87,7 @@ class LiveSource:
         for ring in (self._data, self._control):
             # Edge: a ring that still holds records must not turn the wait into a busy loop.
             self._epoll.register(ring.fd, select.EPOLLIN | select.EPOLLET)
-        self._paths: OrderedDict[int, str] = OrderedDict()
-        self._verdicts: OrderedDict[int, int] = OrderedDict()
+        self._candidates = Candidates(kernel)
         # Flow -> up to where the ring may hold segments of it: the callouts drop what comes later.
         self._foreign: OrderedDict[int, int] = OrderedDict()
         self._passed = 0  # position in the data ring when the clock was last read
@@ -87,7 +95,8 @@ class LiveSource:
         self._sent: dict[int, Direction] = {}
         self._passive: dict[Ends, int] = {}
         self._orphans = Orphans()
-        self._closing: deque[tuple[int, dict[str, Any]]] = deque()
+        self._lives = Lives()
+        self._enabled = -1  # every filter
         self._early: list[Item] = []
         self._clock_ns = 0
         self._clock_due = 0.0
@@ -102,7 +111,7 @@ class LiveSource:
         self.release()
         data = self._data
         unread = data.produced - data.position
-        if not self._closing and unread < min(LINGER_BYTES, data.size // 16):
+        if not self._lives and unread < min(LINGER_BYTES, data.size // 16):
             # Soon after records there may be more that woke nobody. The few that came while we
             # were busy wait for company: a batch costs as much as a hundred records.
             wait_s = min(timeout_s, ACTIVE_S) if self._active or unread else timeout_s
@@ -110,6 +119,10 @@ class LiveSource:
         items = self.drain()
         self._active = bool(items)
         return items
+
+    def wake_on(self, fd: int) -> None:
+        """What can be read from this descriptor ends the wait of `poll` early."""
+        self._epoll.register(fd, select.EPOLLIN)
 
     def release(self) -> None:
         """Views that `poll` gave are used no more: their space may be written again."""
@@ -127,9 +140,9 @@ class LiveSource:
             self._make_up(items)
             self._forget_foreign()
         self._read_segments(before_control, items)
-        while self._closing and data.position >= self._closing[0][0]:
-            self._close(self._closing.popleft()[1], items)
-        if not self._closing and data.position >= before_control:
+        if self._lives:
+            self._live_on(items)
+        if not self._lives and data.position >= before_control:
             self.given_ns = now_ns
         return items
 
@@ -146,7 +159,7 @@ class LiveSource:
     @property
     def is_drained(self) -> bool:
         return (
-            not self._closing
+            not self._lives
             and not self._early
             and self._data.position >= self._data.produced
             and self._control.position >= self._control.produced
@@ -167,13 +180,13 @@ class LiveSource:
         ring = self._control
         for at, length in ring.read(ring.produced, ring.size):
             record = ring.data[at : at + length]
-            kind = record[_KIND_AT[length]]
+            kind = record[KIND_AT[length]]
             if kind == RecordKind.OPENED:
                 self._open(_opened_row.read(record), items)
             elif kind == RecordKind.CLOSED:
-                self._closing.append((self._data.produced, _closed_row.read(record)))
+                self._end(_closed_row.read(record))
             else:
-                self._meet(_process_row.read(record), kind)
+                self._candidates.meet(_process_row.read(record), kind)
             record.release()
         ring.release()
 
@@ -187,14 +200,21 @@ class LiveSource:
         known_before = set(self._known)
         open_now = set()
         for row in self._kernel.list_flows():
-            record = _opened_row.read(row["opened"].tobytes())
+            record = self._listed(row)
             open_now.add(record["flow_id"])
-            if record["flow_id"] not in self._foreign:
+            if record["filters"] | record["candidates"] and record["flow_id"] not in self._foreign:
                 self._open(record, items)
         self._read_control(items)  # what ended meanwhile is told there; so is what is newer
-        closing = {record["flow_id"] for _, record in self._closing}
-        for flow_id in known_before - open_now - closing:
-            self._closing.append((self._data.produced, {"flow_id": flow_id}))
+        for flow_id in known_before - open_now:
+            if self._lives.last(flow_id) is None:
+                self._end({"flow_id": flow_id, "time_ns": time.monotonic_ns()})
+
+    def _listed(self, row: Any) -> dict[str, Any]:
+        """The OPENED record of a FLOW_LISTING, in filters that are in force."""
+        record = _opened_row.read(row["opened"].tobytes())
+        record["filters"] &= self._enabled
+        record["candidates"] &= self._enabled
+        return record
 
     def _forget_foreign(self) -> None:
         """Once all that the ring held of them has long been passed."""
@@ -203,83 +223,93 @@ class LiveSource:
                 del self._foreign[flow_id]
         self._passed = self._data.position
 
-    def _meet(self, record: dict[str, Any], kind: int) -> None:
-        process_id = record["process_id"]
-        path = _path(record["path"][: record["path_length"]])
-        _remember(self._paths, process_id, path)
-        if kind != RecordKind.EXEC:
-            return
-        self._decide(
-            Candidate(
-                process_id,
-                record["candidates"],
-                record["pid"],
-                path,
-                os.fsdecode(record["filename"][: record["filename_length"]].rstrip(b"\0")),
-                record["arguments"][: record["arguments_length"]],
-                bool(record["flags"] & ProcessFlag.EXISTING),
-            )
-        )
-
-    def _decide(self, candidate: Candidate) -> int:
-        verdict = self._kernel.decide(candidate)
-        _remember(self._verdicts, candidate.process_id, verdict)
-        return verdict
-
-    def _verdict_of(self, record: dict[str, Any]) -> int:
-        """The filters that the process of an OPENED record does match. Where its own record was
-        lost, or so many came since that it is forgotten, /proc is asked."""
-        known = self._verdicts.get(record["process_id"])
-        if known is not None:
-            return known & int(record["candidates"])
-        path = self._path_of(record)
-        return self._decide(
-            Candidate(
-                record["process_id"], record["candidates"], record["pid"], path, "", b"", True
-            )
-        )
-
-    def _path_of(self, record: dict[str, Any]) -> str:
-        """The program of an OPENED record."""
-        path = self._paths.get(record["process_id"])
-        if path is None:  # its record was lost with the control ring full
-            path = self._kernel.program_of(record["pid"])
-        return path
+    def _end(self, record: dict[str, Any]) -> None:
+        """A flow has ended, once all that the ring holds now has been read."""
+        flow_id = record["flow_id"]
+        if self._lives.last(flow_id) is None:
+            known = self._known.get(flow_id)
+            if known is None and flow_id not in self._foreign:
+                return  # its data, if there was any, was passed over
+            if known is not None and record["time_ns"] < known.time_ns:
+                return  # of a life before this one, which nobody here saw
+        self._lives.add(self._data.produced, Closing(flow_id, record))
 
     def _open(self, record: dict[str, Any], items: list[Item]) -> None:
+        """A flow is open, by an OPENED record or the kernel's list."""
         flow_id = record["flow_id"]
-        if flow_id in self._known:  # made up before its record was read
+        waiting = self._lives.last(flow_id)
+        if isinstance(waiting, Opening):
+            waiting.record["filters"] |= record["filters"]
+            waiting.record["candidates"] |= record["candidates"]
             return
-        filters = record["filters"]
+        if waiting is not None:  # the socket connected again: first that has to end
+            self._lives.add(self._data.produced, Opening(flow_id, record))
+            return
+        self._begin(record, items)
+
+    def _begin(
+        self,
+        record: dict[str, Any],
+        items: list[Item],
+        *,
+        starts: tuple[int, int] | None = None,
+        since_ns: int = 0,
+    ) -> None:
+        """starts: bytes that passed and were read by another, sent and received; then since_ns is
+        when the unread part began, by the kernel's clock."""
+        flow_id, filters = record["flow_id"], record["filters"]
         if record["candidates"]:
-            filters |= self._verdict_of(record)
-        if not filters:
-            _remember(self._foreign, flow_id, self._data.produced, FOREIGN)
+            filters |= self._candidates.verdict_of(record)
+        known = self._known.get(flow_id)
+        if known is not None:  # taken into one filter more; or made up before its record was read
+            self._scope(flow_id, known, known.filters | filters, items)
             return
+        if not filters:
+            remember(self._foreign, flow_id, self._data.produced, FOREIGN)
+            return
+        self._foreign.pop(flow_id, None)
         flags = record["flags"]
         role = Role.CLIENT if flags & FlowFlag.ACTIVE else Role.SERVER
         flow = self._flow(record, filters, role)
+        if starts is not None:
+            flow = replace(flow, midstream=True, opened_ns=since_ns + self._clock_ns)
         sent = flow.sent
         local, remote = (0, 1) if sent is Direction.TO_SERVER else (1, 0)
         sequence, passed = record["sequence"], record["passed"]
+        offsets = passed
+        if starts is not None:
+            sequence = tuple(
+                (first + start - before) & 0xFFFFFFFF
+                for first, start, before in zip(sequence, starts, passed, strict=True)
+            )
+            offsets = starts
         items.append(
-            Opened(flow, (sequence[local], sequence[remote]), (passed[local], passed[remote]))
+            Opened(flow, (sequence[local], sequence[remote]), (offsets[local], offsets[remote]))
         )
         ends = Ends.of(record)
-        self._known[flow_id] = _Known(sent, passed, ends)
+        self._known[flow_id] = _Known(sent, passed, ends, filters, record["time_ns"])
         self._sent[flow_id] = sent
         if role is Role.SERVER:
             self._passive[ends] = flow_id
             items += self._orphans.claim(ends, flow_id)
 
+    def _scope(self, flow_id: int, known: _Known, filters: int, items: list[Item]) -> None:
+        """A flow is in these filters from now on."""
+        if filters != known.filters:
+            self._known[flow_id] = known._replace(filters=filters)
+            items.append(Scoped(flow_id, time.time_ns(), filters, self._name_of(filters)))
+
+    def _name_of(self, filters: int) -> str:
+        return self._names.get((filters & -filters).bit_length() - 1, "")
+
     def _flow(self, record: dict[str, Any], filters: int, role: Role) -> Flow:
         app = App(
-            self._path_of(record),
+            self._candidates.path_of(record),
             record["pid"],
             record["comm"][:COMM_LENGTH].split(b"\0")[0].decode("utf-8", "backslashreplace"),
             record["uid"],
             self._kernel.cgroup_path(record["cgroup_id"]),
-            self._names.get((filters & -filters).bit_length() - 1, ""),
+            self._name_of(filters),
         )
         return Flow(
             record["flow_id"],
@@ -290,7 +320,25 @@ class LiveSource:
             record["time_ns"] + self._clock_ns,
             bool(record["flags"] & FlowFlag.MIDSTREAM),
             record["space"],
+            filters,
         )
+
+    def _live_on(self, items: list[Item]) -> None:
+        """The steps in the lives of flows that waited for what has been read by now."""
+        for step in self._lives.due(self._data.position):
+            flow_id = step.flow_id
+            if isinstance(step, Closing):
+                self._close(step.record, items)
+            elif isinstance(step, Narrowing):
+                known = self._known.get(flow_id)
+                if known is not None:
+                    self._scope(flow_id, known, known.filters & step.enabled, items)
+            else:
+                self._begin(step.record, items)
+                held = self._lives.begin(flow_id)
+                if held is not None and flow_id in self._known:
+                    records, payloads, data = held
+                    items += join(records, payloads, memoryview(data), self._sent, self._clock_ns)
 
     def _close(self, record: dict[str, Any], items: list[Item]) -> None:
         flow_id = record["flow_id"]
@@ -301,11 +349,17 @@ class LiveSource:
             return
         if self._passive.get(known.ends) == flow_id:
             del self._passive[known.ends]
-        if "flags" not in record:  # made up: nobody told how it ended
-            items.append(Closed(flow_id, time.time_ns(), "end"))
-            return
         time_ns = record["time_ns"] + self._clock_ns
-        items += _ranges(flow_id, known, record, time_ns)
+        if "range_length" in record:
+            items += _ranges(flow_id, known, record, time_ns)
+        if "flags" not in record:  # nobody told how it ended, or where the callouts let it go
+            reason = "end"
+            if record.get("removed"):
+                reason = "removed"
+                # Until that was heard of there may have come more.
+                remember(self._foreign, flow_id, self._data.produced, FOREIGN)
+            items.append(Closed(flow_id, time_ns, reason))
+            return
         flags = record["flags"]
         finished = flags & FlowFlag.FIN_SENT and flags & FlowFlag.FIN_RECEIVED
         items.append(
@@ -333,6 +387,9 @@ class LiveSource:
             for at in offsets[orphans].tolist():
                 self._take_orphan(ring.data[at : at + ring.length_at(at)], items)
             records, payloads = records[~orphans], payloads[~orphans]
+        if self._lives.separates:
+            mine = self._lives.hold(records, payloads, ring.data)
+            records, payloads = records[mine], payloads[mine]
         if self._foreign:
             mine = ~np.isin(records["flow_id"], list(self._foreign))
             records, payloads = records[mine], payloads[mine]
@@ -358,6 +415,45 @@ class LiveSource:
             self._orphans.add(ends, segment)
         else:
             items.append(segment)
+
+    # --- other filters, another reader -----------------------------------------------------------
+
+    def retire(self, enabled: int) -> None:
+        """Only the filters of the mask are in force. Flows of none of them are closed, others left
+        to fewer, once all that the ring holds now has been read."""
+        self._read_control(self._early)  # what was opened under those that have gone
+        self._enabled = enabled
+        self._lives.narrow(enabled)
+        leaving = [item for item in self._known.items() if item[1].filters & ~enabled]
+        if not leaving:
+            return
+        standing = self.standing()
+        for flow_id, known in leaving:
+            if known.filters & enabled:
+                self._lives.add(self._data.produced, Narrowing(flow_id, enabled))
+            elif self._lives.last(flow_id) is None:
+                row = standing.get(flow_id, {})
+                gone = {"flow_id": flow_id, "time_ns": time.monotonic_ns(), "removed": True}
+                self._lives.add(self._data.produced, Closing(flow_id, row | gone))
+
+    def resume(self) -> None:
+        """To be called before the first `poll` where another has read the rings before: the flows
+        that are open are opened, midstream, where what it left unread begins."""
+        self._read_clock()
+        self._control_lost = self._kernel.counters()["control_lost"]
+        listing = self._kernel.list_flows()
+        announced = flows_announced(self._control)
+        records = unread(self._data)
+        starts = continues_at(listing, records)
+        since_ns = int(records["time_ns"].min()) if len(records) else time.monotonic_ns()
+        passed = listing["opened"]["passed"].astype(np.int64)
+        begun_here = (starts == passed).all(axis=1).tolist()
+        for row, start, whole in zip(listing, starts.tolist(), begun_here, strict=True):
+            record = self._listed(row)
+            # With its opening still to be read, and all it said, it is as if we had been here.
+            in_scope = record["filters"] | record["candidates"]
+            if in_scope and not (whole and record["flow_id"] in announced):
+                self._begin(record, self._early, starts=(start[0], start[1]), since_ns=since_ns)
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -411,19 +507,6 @@ def _ranges(flow_id: int, known: _Known, record: dict[str, Any], time_ns: int) -
         for side in (0, 1)
         if record["range_length"][side]
     ]
-
-
-def _path(components: bytes) -> str:
-    """A path from its components, leaf first, each ended by a zero byte."""
-    parts = components.rstrip(b"\0").split(b"\0")
-    return os.fsdecode(b"/" + b"/".join(reversed(parts)))
-
-
-def _remember(table: OrderedDict[int, Any], key: int, value: Any, most: int = REMEMBERED) -> None:
-    table[key] = value
-    table.move_to_end(key)
-    if len(table) > most:
-        table.popitem(last=False)
 
 
 def _address(raw: bytes, family: int) -> str:
