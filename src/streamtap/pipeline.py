@@ -586,7 +586,12 @@ class Pipeline:
         """content: the most that it tells; by default what the flow's records do."""
         if self._places is not None and place(body) not in self._places:
             return
-        content = self._content
+        info = None
+        if speech is not None:
+            info = speech.info
+            content = speech.content if content is None else content
+        elif content is None:
+            content = self._content
         cleaned = clean(body, content, self._key)
         self._out.append(
             Record(time_ns=time_ns, body=cleaned, flow=info, direction=side, content=content)
