@@ -103,6 +103,7 @@ def test_the_wheel_holds_the_package_its_types_and_nothing_else(wheel: Path) -> 
     names = names_in(wheel)
     assert "streamtap/py.typed" in names
     assert "streamtap/demo/__main__.py" in names
+    assert "streamtap/service/streamtap.service" in names
     folders = {name.split("/")[0] for name in names}
     assert folders - {"streamtap"} == {name for name in folders if name.endswith(".dist-info")}
     wanted = {path.relative_to(ROOT / "src").as_posix() for path in sources()}

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import pwd
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 import streamtap
 from streamtap.service import landlock
-from streamtap.service.confine import ENVIRONMENT, Confinement, unprivileged_user
+from streamtap.service.confine import ENVIRONMENT, Confinement, User, unprivileged_user
 
 SRC = Path(streamtap.__file__).parent.parent
 PRELUDE = """
@@ -195,11 +196,23 @@ def test_a_process_with_several_threads_is_refused() -> None:
     assert "RuntimeError: rights belong to a thread, and this process has 2" in done.stderr
 
 
-def test_the_unprivileged_user_is_not_root_and_in_no_group() -> None:
-    user = unprivileged_user()
-    assert user.uid != 0
-    assert user.gid != 0
-    assert user.groups == ()
+@pytest.mark.parametrize(
+    ("known", "user"),
+    [
+        ({"nobody": (99, 98), "streamtap": (450, 451)}, User(450, 98, ())),
+        ({"nobody": (99, 98)}, User(99, 98, ())),
+        ({}, User(65534, 65534, ())),
+    ],
+)
+def test_the_parser_is_a_user_of_its_own_or_nobody_and_in_no_group_of_ours(
+    known: dict[str, tuple[int, int]], user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def entry(name: str) -> pwd.struct_passwd:
+        uid, gid = known[name]
+        return pwd.struct_passwd((name, "x", uid, gid, "", "/", "/bin/false"))
+
+    monkeypatch.setattr(pwd, "getpwnam", entry)
+    assert unprivileged_user() == user
 
 
 def test_every_descriptor_but_those_named_is_closed() -> None:

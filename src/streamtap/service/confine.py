@@ -64,12 +64,15 @@ class Confinement(NamedTuple):
 
 
 def unprivileged_user() -> User:
-    """Who the parser runs as: user `streamtap` if there is one, else `nobody`."""
-    for name in ("streamtap", "nobody"):
-        with contextlib.suppress(KeyError):
-            entry = pwd.getpwnam(name)
-            return User(entry.pw_uid, entry.pw_gid, ())
-    return User(65534, 65534, ())  # as the kernel shows who is nobody
+    """Who the parser runs as: user `streamtap` if there is one, else `nobody`; in no group but
+    that of `nobody`, for members of group `streamtap` may ask the service for things."""
+    nobody = User(65534, 65534, ())  # as the kernel shows who is nobody
+    with contextlib.suppress(KeyError):
+        entry = pwd.getpwnam("nobody")
+        nobody = User(entry.pw_uid, entry.pw_gid, ())
+    with contextlib.suppress(KeyError):
+        return nobody._replace(uid=pwd.getpwnam("streamtap").pw_uid)
+    return nobody
 
 
 def close_others(keep: Iterable[int]) -> None:
