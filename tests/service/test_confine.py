@@ -620,3 +620,22 @@ def test_an_exception_is_logged_with_its_traceback(tmp_path: Path) -> None:
     assert f'File "{tmp_path}/program.py", line 6, in fail' in done.stderr
     assert "KeyError: 'the cause'" in done.stderr
     assert "AttributeError: module 'os' has no attribute 'getppidd'" in done.stderr
+
+
+def test_every_parser_works_confined() -> None:
+    """All the golden conversations, understood by a process that can load nothing any more."""
+    tests = Path(__file__).parent.parent
+    code = """
+        sys.path.insert(0, sys.argv[1])
+        import re
+        from pathlib import Path
+        from helpers.transcripts import play, read
+        transcripts = [read(path) for path in sorted(Path(sys.argv[1]).rglob("*.transcript"))]
+        {confine}
+        told = [repr(one) for transcript in transcripts for one in play(transcript)]
+        # Hashes of what is secret are keyed anew in each process.
+        print(json.dumps([re.sub("redacted:[0-9a-f]*", "", one) for one in told]))
+    """
+    expected = child(code.format(confine=""), tests)
+    assert len(expected) > 100
+    assert child(code.format(confine="preload(); confine()"), tests) == expected
