@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from streamtap.capture import layout
@@ -82,7 +83,7 @@ class Attached(NamedTuple):
         return self.abi == layout.ABI
 
 
-class LiveFlow(NamedTuple):
+class LiveFlow(msgspec.Struct, frozen=True):
     """A connection that is watched now. Bytes are payload by the kernel's counters.
 
     state: of the TCP connection. policy: full, head or count. lost: bytes seen and not kept.

@@ -70,6 +70,8 @@ def status(arguments: Arguments) -> int:
 
 
 def flows(arguments: Arguments) -> int:
+    import msgspec
+
     from streamtap.capture.callouts import require_rights
     from streamtap.capture.inspect import Lister, attached
     from streamtap.trace.text import printable, size
@@ -87,7 +89,7 @@ def flows(arguments: Arguments) -> int:
     finally:
         lister.close()
     if arguments.json:
-        print_json([flow._asdict() for flow in rows])
+        print_json([msgspec.structs.asdict(flow) for flow in rows])
     else:
         print_table(
             _COLUMNS,

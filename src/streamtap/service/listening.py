@@ -1,0 +1,77 @@
+"""The socket that a service listens on: one a machine, and never half made."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+from streamtap.errors import AlreadyRunning, PermissionMissing
+
+LOCK = "control.lock"  # beside the socket
+BACKLOG = 128
+
+
+class Listener:
+    """Listens on `path` from the moment it is made to `close`.
+
+    A lock tells a living service from the socket of a dead one. It is the process's own: children
+    do not have it, so a service that was killed is dead though its children live on, and it must
+    be made by the process that stays.
+    """
+
+    def __init__(self, path: Path, group: int | None) -> None:
+        """group: may connect, beside root. Raises AlreadyRunning, PermissionMissing, OSError."""
+        self._path = path
+        folder = path.parent
+        try:
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except PermissionError as error:
+            raise PermissionMissing(
+                f"{folder}: the service cannot be started: {error.strerror}", "run with sudo"
+            ) from error
+        try:
+            try:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise AlreadyRunning(
+                    f"a service serves {path} already", "see: streamtap status"
+                ) from None
+            self.socket = _listen(folder, path.name, group)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def close(self) -> None:
+        """Takes the socket away."""
+        self._path.unlink(missing_ok=True)
+        self.socket.close()
+        os.close(self._lock)
+
+
+def _listen(folder: Path, name: str, group: int | None) -> socket.socket:
+    """A socket that has its name only when all is set; it takes the place of a dead one's."""
+    making = f".{name}.new"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    # By way of the folder's descriptor, for the path of a socket has 107 bytes at most.
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(making, dir_fd=directory)  # of one that was killed here
+        before = os.umask(0o177)
+        try:
+            listener.bind(f"/proc/self/fd/{directory}/{making}")
+        finally:
+            os.umask(before)
+        if group is not None:
+            os.chown(making, -1, group, dir_fd=directory)
+            os.chmod(making, 0o660, dir_fd=directory)
+        listener.listen(BACKLOG)
+        os.rename(making, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.close(directory)
+    return listener
