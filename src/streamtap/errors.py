@@ -66,5 +66,13 @@ class ServiceError(StreamtapError):
     exit_code = 3
 
 
+class NotRunning(ServiceError):
+    """No service answers on the control socket."""
+
+
+class AlreadyRunning(AlreadyExists):
+    """A service is to be started, and one runs."""
+
+
 class Busy(StreamtapError):
     """Another process is just changing the filters."""

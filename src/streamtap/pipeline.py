@@ -360,8 +360,7 @@ class Pipeline:
         parser = speech.identify(final=final)
         if parser is None:
             return
-        confidence = "none" if parser.name == OPAQUE else "content"
-        self._settle(state, speech, parser, "forced" if speech.forced else confidence, time_ns)
+        self._settle(state, speech, parser, _confidence(speech, parser.name), time_ns)
 
     def _settle(
         self, state: State, speech: Speech, parser: type[Parser], confidence: str, time_ns: int
@@ -564,6 +563,28 @@ class Pipeline:
         self._give(self.conversations.tick(now_ns))
         return self.feed(self.table.expire(now_ns))
 
+    def standing(self, now_ns: int) -> list[Record]:
+        """The flows that are open, as if they had been found at `now_ns`: midstream, with what has
+        passed of each direction as a gap. Whatever is wanted otherwise."""
+        places, self._places, out, self._out = self._places, None, self._out, []
+        try:
+            for state in self.table:
+                if state.parser is not None:
+                    self._stand(state, state.parser, now_ns)
+            return self._out
+        finally:
+            self._places, self._out = places, out
+
+    def _stand(self, state: State, speech: Speech, now_ns: int) -> None:
+        self._emit(now_ns, FlowOpened(midstream=True), speech)
+        for direction in Direction:
+            if passed := state.streams[direction].offset:
+                gap = StreamGap(offset=0, length=passed, cause="midstream")
+                self._emit(now_ns, gap, speech, speech.sides[direction])
+        if speech.name:
+            confidence = _confidence(speech, speech.name)
+            self._emit(now_ns, FlowIdentified(protocol=speech.name, confidence=confidence), speech)
+
     def note(self, time_ns: int, body: Body) -> list[Record]:
         """A record that is about no flow."""
         self._emit(time_ns, body)
@@ -616,6 +637,13 @@ def _info(state: State) -> FlowInfo:
         peer=state.peer,
         filters=flow.filters,
     )
+
+
+def _confidence(speech: Speech, protocol: str) -> str:
+    """How the protocol was decided."""
+    if speech.forced:
+        return "forced"
+    return "none" if protocol == OPAQUE else "content"
 
 
 def _is_plain(steps: list[_Step]) -> bool:

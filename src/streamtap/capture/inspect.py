@@ -13,10 +13,11 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from streamtap.capture import layout
 from streamtap.capture.callouts import (
@@ -201,10 +202,15 @@ class Lister:
         finally:
             os.close(fd)
         rows = np.frombuffer(raw, layout.FLOW_LISTING)
-        return [_flow(row, of.pids[0] if of.pids else None) for row in rows]
+        return live_flows(rows, of.pids[0] if of.pids else None)
 
     def close(self) -> None:
         self._object.close()
+
+
+def live_flows(rows: NDArray[Any], monitor: int | None = None) -> list[LiveFlow]:
+    """Rows as `Callouts.list_flows` gives them; monitor: the process that watches them."""
+    return [_flow(row, monitor) for row in rows]
 
 
 def _flow(row: np.void, monitor: int | None) -> LiveFlow:

@@ -30,7 +30,7 @@ from streamtap.capture.layout import (
     RecordKind,
     Row,
 )
-from streamtap.capture.lives import Closing, Lives, Narrowing, Opening
+from streamtap.capture.lives import Closing, Lives, Opening, Scoping
 from streamtap.capture.orphans import Ends, Orphans
 from streamtap.capture.resume import continues_at, flows_announced, unread
 from streamtap.capture.totals import kernel_totals
@@ -128,6 +128,11 @@ class LiveSource:
         """Views that `poll` gave are used no more: their space may be written again."""
         self._data.release()
 
+    def skip(self) -> None:
+        """What was read last is given up, for nobody can deal with it."""
+        self._data.release()
+        self._control.release()
+
     def drain(self) -> list[Item]:
         """What the rings hold now, at most a span of it."""
         due = self._read_clock()
@@ -179,6 +184,8 @@ class LiveSource:
     def _read_control(self, items: list[Item]) -> None:
         ring = self._control
         for at, length in ring.read(ring.produced, ring.size):
+            if length not in KIND_AT:  # not of these callouts
+                continue
             record = ring.data[at : at + length]
             kind = record[KIND_AT[length]]
             if kind == RecordKind.OPENED:
@@ -262,7 +269,10 @@ class LiveSource:
             filters |= self._candidates.verdict_of(record)
         known = self._known.get(flow_id)
         if known is not None:  # taken into one filter more; or made up before its record was read
-            self._scope(flow_id, known, known.filters | filters, items)
+            if self._lives.scopes(flow_id):
+                self._lives.add(self._data.produced, Scoping(flow_id, add=filters))
+            else:
+                self._scope(flow_id, known, known.filters | filters, items)
             return
         if not filters:
             remember(self._foreign, flow_id, self._data.produced, FOREIGN)
@@ -329,10 +339,10 @@ class LiveSource:
             flow_id = step.flow_id
             if isinstance(step, Closing):
                 self._close(step.record, items)
-            elif isinstance(step, Narrowing):
+            elif isinstance(step, Scoping):
                 known = self._known.get(flow_id)
                 if known is not None:
-                    self._scope(flow_id, known, known.filters & step.enabled, items)
+                    self._scope(flow_id, known, known.filters & step.keep | step.add, items)
             else:
                 self._begin(step.record, items)
                 held = self._lives.begin(flow_id)
@@ -430,16 +440,20 @@ class LiveSource:
         standing = self.standing()
         for flow_id, known in leaving:
             if known.filters & enabled:
-                self._lives.add(self._data.produced, Narrowing(flow_id, enabled))
+                self._lives.add(self._data.produced, Scoping(flow_id, keep=enabled))
             elif self._lives.last(flow_id) is None:
                 row = standing.get(flow_id, {})
                 gone = {"flow_id": flow_id, "time_ns": time.monotonic_ns(), "removed": True}
                 self._lives.add(self._data.produced, Closing(flow_id, row | gone))
 
-    def resume(self) -> None:
+    def resume(self, enabled: int = -1) -> None:
         """To be called before the first `poll` where another has read the rings before: the flows
-        that are open are opened, midstream, where what it left unread begins."""
+        that are open are opened, midstream, where what it left unread begins.
+
+        enabled: mask of the filters in force.
+        """
         self._read_clock()
+        self._enabled = enabled
         self._control_lost = self._kernel.counters()["control_lost"]
         listing = self._kernel.list_flows()
         announced = flows_announced(self._control)
@@ -454,6 +468,7 @@ class LiveSource:
             in_scope = record["filters"] | record["candidates"]
             if in_scope and not (whole and record["flow_id"] in announced):
                 self._begin(record, self._early, starts=(start[0], start[1]), since_ns=since_ns)
+        self.retire(enabled)  # of what the control ring still tells
 
     # --- the end ---------------------------------------------------------------------------------
 

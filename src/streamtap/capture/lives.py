@@ -4,7 +4,7 @@ A socket that connects again keeps its flow id. Where one life ends and the next
 data of both has been read, the time of the ending tells the segments of the two apart.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -28,25 +28,27 @@ class Opening(NamedTuple):
     record: Record
 
 
-class Narrowing(NamedTuple):
-    """A flow is left to the filters of the mask."""
+class Scoping(NamedTuple):
+    """Of its filters a flow is left to those of the mask `keep`, and taken into those of `add`."""
 
     flow_id: int
-    enabled: int
+    keep: int = -1
+    add: int = 0
 
 
-Step = Closing | Opening | Narrowing
+Step = Closing | Opening | Scoping
 
 
 class Lives:
     """Steps in the lives of flows, each to be made when the data ring has been read so far.
 
-    `last` tells what was added last of a flow, apart from narrowings.
+    `last` tells what was added last of a flow, apart from scopings.
     """
 
     def __init__(self) -> None:
         self._steps: deque[tuple[int, Step]] = deque()
         self._last: dict[int, Closing | Opening] = {}
+        self._scopings: Counter[int] = Counter()
         # Of flows that wait to be opened again: when each of the lives before ended, and what the
         # later ones said.
         self._ends_ns: dict[int, deque[int]] = {}
@@ -61,11 +63,17 @@ class Lives:
             before = self._last[step.flow_id].record["time_ns"]
             self._ends_ns.setdefault(step.flow_id, deque()).append(before)
         self._steps.append((position, step))
-        if not isinstance(step, Narrowing):
+        if isinstance(step, Scoping):
+            self._scopings[step.flow_id] += 1
+        else:
             self._last[step.flow_id] = step
 
     def last(self, flow_id: int) -> Closing | Opening | None:
         return self._last.get(flow_id)
+
+    def scopes(self, flow_id: int) -> bool:
+        """Other filters of a flow wait: what comes then has to wait too."""
+        return flow_id in self._scopings
 
     def narrow(self, enabled: int) -> None:
         """The filters that are not in the mask are none of the openings' any more."""
@@ -77,7 +85,11 @@ class Lives:
     def due(self, position: int) -> Iterator[Step]:
         while self._steps and position >= self._steps[0][0]:
             step = self._steps.popleft()[1]
-            if self._last.get(step.flow_id) is step:
+            if isinstance(step, Scoping):
+                self._scopings[step.flow_id] -= 1
+                if not self._scopings[step.flow_id]:
+                    del self._scopings[step.flow_id]
+            elif self._last.get(step.flow_id) is step:
                 del self._last[step.flow_id]
             yield step
 

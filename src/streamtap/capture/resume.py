@@ -12,6 +12,7 @@ from streamtap.capture.ring import Ring
 
 BUSY_S = 0.1  # to wait for a record that is being written
 _opened_row = Row(OPENED_RECORD)
+_KIND_AT = KIND_AT[OPENED_RECORD.itemsize]
 _HALF = 1 << 31
 _MASK = (1 << 32) - 1
 
@@ -56,7 +57,7 @@ def flows_announced(control: Ring) -> set[int]:
     found = set()
     position = control.position
     for at, length in control.read(control.produced, control.size):
-        if control.data[at + KIND_AT[length]] == RecordKind.OPENED:
+        if length == OPENED_RECORD.itemsize and control.data[at + _KIND_AT] == RecordKind.OPENED:
             found.add(int(_opened_row.read(control.data, at)["flow_id"]))
     control.position = position
     return found

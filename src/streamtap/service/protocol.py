@@ -25,7 +25,7 @@ MAX_FILTERS = 64  # bits of a flow's mask
 MAX_WORDS = 64  # of a selection
 MAX_OUTPUTS = 16
 MAX_KEEP = 10_000
-MIN_LIMIT_BYTES = 64 << 10
+MIN_LIMIT_BYTES = 1 << 20
 MAX_LAST_S = 3600.0
 MAX_NUMBER = 2**53 - 1  # of a request: what every reader of JSON keeps exactly
 

@@ -2,8 +2,8 @@
 
 Over its link to the keeper, a socket that keeps messages apart, it is first told whom to become,
 then for each session where to record it, together with the socket that the records come on, as
-JSON lines. It answers what becomes of them. When the link is closed, or on SIGTERM, it writes what
-has come and ends.
+JSON lines. It answers what becomes of them. When the link is closed it writes what has come and
+ends.
 
 What it reads was made by the parser out of what anybody sent, so it is confined: no call but those
 for files and for sockets that it has, nothing executed, no device, socket, link or folder made, no
@@ -242,7 +242,7 @@ Tell = Callable[[Answer], None]
 
 
 class Recorder:
-    """Reads the streams of its sessions until its link is closed, or it is told to stop."""
+    """Reads the streams of its sessions until its link is closed."""
 
     def __init__(self, link: socket.socket, types: Iterable[type[Body]]) -> None:
         self._link = link
@@ -253,10 +253,6 @@ class Recorder:
         self._told: dict[str, Counters] = {}
         self._over = False
         self._selector.register(link, selectors.EVENT_READ, self._on_link)
-
-    def stop_on(self, wakeup: socket.socket) -> None:
-        """Ends as soon as anything can be read there."""
-        self._selector.register(wakeup, selectors.EVENT_READ, self._stop)
 
     def tell(self, answer: Answer) -> None:
         """A keeper that does not read holds nothing up: it gets the answer later."""
@@ -343,14 +339,10 @@ def main(arguments: Sequence[str]) -> int:
     descriptor = int(arguments[0])
     close_others((0, 1, 2, descriptor))
     link = socket.socket(fileno=descriptor)
-    wakeup, signals = socket.socketpair()
-    signals.setblocking(False)
-    signal.set_wakeup_fd(signals.fileno(), warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the descriptor tells
-    for number in (signal.SIGINT, signal.SIGHUP):  # of a terminal: the keeper decides
+    # Meant for all of the service: the keeper decides when nothing more will come.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     recorder = Recorder(link, body_types())
-    recorder.stop_on(wakeup)
     preload()
     received = receive_order(link)
     if received is None or received[0].become is None:

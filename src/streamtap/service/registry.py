@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -142,14 +142,23 @@ class Registry:
         """Not everything was disabled at once."""
         return self._filters.enabled
 
-    def add(self, filters: Sequence[NewFilter], *, temporary: bool = False) -> Sequence[Filter]:
+    def add(
+        self,
+        filters: Sequence[NewFilter],
+        *,
+        temporary: bool = False,
+        prepared: Callable[[Sequence[Filter]], None] | None = None,
+    ) -> Sequence[Filter]:
         """All of them or none; without any, the callouts alone are seen to.
 
         temporary: not written down; `delete` takes them away.
+        prepared: called with what will be in force, if it is.
         Raises AlreadyExists, what `resolve` does, and StreamtapError for more than there are bits.
         """
         driver = self.driver
         made = self._new_filters(filters, TEMPORARY_BITS if temporary else BITS)
+        if prepared is not None:
+            prepared(made)
         installed = 0
         try:
             for one in made:

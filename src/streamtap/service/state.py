@@ -5,7 +5,7 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -15,6 +15,7 @@ from streamtap.flows.scope import Scope
 LIMIT_BYTES = 256 << 20
 KEEP = 4
 VERSION = 1
+Level = Literal["none", "meta", "full"]  # of content
 MAX_BYTES = 16 << 20  # of a file: thousands of sessions
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -33,7 +34,7 @@ class Filter(msgspec.Struct, frozen=True):
     bit: int
     enabled: bool = True
     protocol: str | None = None
-    content: str | None = None
+    content: Level | None = None
     added_ns: int = 0
     process: str = ""
 
@@ -51,7 +52,7 @@ class Recorded(msgspec.Struct, frozen=True):
     name: str
     selection: tuple[str, ...]
     outputs: tuple[str, ...]
-    content: str = "meta"
+    content: Level = "meta"
     uid: int = 0
     user: str = "root"
     filters: tuple[str, ...] = ()

@@ -1,0 +1,442 @@
+"""The keeper: the process of the service that has rights, and no other work than to use them.
+
+It holds the pinned callouts, the filters and the state; decides on candidates; answers on the
+control socket; and starts the processes that read what came: the parser, without any right, and
+the recorders, with those of the users who asked. One of them may end at any moment: it is started
+again and goes on. The keeper itself may: what is pinned goes on, and the next one adopts it.
+"""
+
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from streamtap import __version__
+from streamtap.capture.identity import host_key
+from streamtap.capture.inspect import live_flows
+from streamtap.errors import AlreadyExists, AlreadyRunning, Busy, NotFound, StreamtapError
+from streamtap.events import (
+    Body,
+    ControlOpened,
+    ControlRequest,
+    ControlState,
+    FilterChanged,
+    Started,
+    StateChanged,
+)
+from streamtap.service.board import Board
+from streamtap.service.connection import LATER, Connection
+from streamtap.service.control import ControlServer
+from streamtap.service.notify import Ready, stopping, watchdog
+from streamtap.service.parsing import ParserProcess
+from streamtap.service.paths import Paths
+from streamtap.service.peers import Peer
+from streamtap.service.protocol import (
+    AddFilters,
+    AnyRequest,
+    Attach,
+    Attached,
+    DeleteFilters,
+    Disable,
+    Enable,
+    Flows,
+    List,
+    Remove,
+    SessionInfo,
+    Sessions,
+    Status,
+    StatusReply,
+    Stop,
+    TraceStart,
+    TraceStop,
+)
+from streamtap.service.recording import Recorders
+from streamtap.service.registry import PERSISTENT, Registry
+from streamtap.service.sessions import Session, SessionTable
+from streamtap.service.state import Filter, Recorded
+from streamtap.trace import parse
+
+LAYERS = ("flow_established", "stream")
+TICK_S = 1.0
+WAIT_S = 10.0  # for a verb that holds the lock
+FINISH_S = 10.0  # for what the rings hold at the end
+_log = logging.getLogger(__name__)
+
+
+class Keeper:
+    """The service, from the moment its control socket can be used until `run` returns."""
+
+    def __init__(self, paths: Paths, *, force: bool = False) -> None:
+        """Loads or adopts the callouts, and opens the control socket.
+
+        Raises AlreadyRunning where there is a service, and what `Registry` and its driver do.
+        """
+        self._paths = paths
+        self._began = time.monotonic()
+        self._stop = ""
+        self._selector = selectors.DefaultSelector()
+        self._signals, self._signal_end = socket.socketpair()
+        for end in (self._signals, self._signal_end):
+            end.setblocking(False)
+        self._registry = _open_registry(paths, force)
+        self._server = ControlServer(self, self._selector, paths.control)
+        try:
+            callouts = self._registry.driver.callouts
+            self._server.open()
+            self._unseen = callouts.unseen_bytes
+            callouts.told()
+            callouts.pause(False)
+            self._board = Board.create()
+            self._sessions = SessionTable(self._board)
+            self._parser = ParserProcess(
+                self._registry.driver,
+                self._board,
+                self._selector,
+                host_key(),
+                began=self._on_parser,
+                left=self._on_gone,
+            )
+            self._recorders = Recorders(
+                self._selector, report=self._on_recorder, lost=self._on_lost
+            )
+        except BaseException:
+            self._server.close()
+            self._registry.close()
+            raise
+
+    # --- the life of the service -----------------------------------------------------------------
+
+    def run(self, ready: Ready) -> int:
+        """Serves until it is told to stop; the exit code."""
+        self._selector.register(self._signals, selectors.EVENT_READ, self._on_signal)
+        before = signal.set_wakeup_fd(self._signal_end.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)  # the descriptor tells
+        try:
+            self._tell_filters()
+            self._parser.start()
+            self._begin()
+            ready(f"watching {len(self._registry.filters())} filters")
+            due = 0.0
+            while not self._stop:
+                now = time.monotonic()
+                if now >= due:
+                    due = now + TICK_S
+                    self._tick()
+                wait_s = min(due - now, self._server.expire() or TICK_S)
+                for key, events in self._selector.select(max(0.0, wait_s)):
+                    key.data(events)
+            self._end()
+            return 0
+        finally:
+            signal.set_wakeup_fd(before)
+            self.close()
+
+    def _begin(self) -> None:
+        callouts = self._registry.driver.callouts
+        self._note(Started(version=__version__, source="live callouts"))
+        self._note(ControlOpened(path=str(self._paths.control)))
+        state = "adopted" if self._registry.adopted else "attached"
+        self._note(ControlState(state=state, hooks=callouts.hooks, missing=callouts.missing))
+        if self._unseen:
+            self._note(ControlState(state=f"{self._unseen} bytes passed unseen"))
+            _log.warning("%d bytes passed unseen since a service ran", self._unseen)
+        for stored in self._registry.recorded:
+            try:
+                self._record(stored)
+            except (StreamtapError, OSError) as error:
+                _log.error("session %s: %s", stored.name, error)
+
+    def _tick(self) -> None:
+        watchdog()
+        self._registry.refresh()
+        self._registry.driver.callouts.told()
+        self._parser.look_after()
+        self._recorders.look_after()
+
+    def _end(self) -> None:
+        """What the rings hold is read to its end; then nobody reads, and that is counted."""
+        stopping()
+        registry = self._registry
+        removing = self._stop == "remove"
+        callouts = registry.driver.callouts
+        callouts.pause(True)
+        callouts.told()
+        self._parser.finish(FINISH_S)
+        for session in self._sessions:
+            self._sessions.remove(session)
+        self._recorders.finish(FINISH_S)
+        if removing:
+            registry.remove()
+
+    def close(self) -> None:
+        self._server.close()
+        self._parser.kill()
+        self._recorders.kill()
+        self._registry.close()
+        os.close(self._board.fd)
+        self._selector.close()
+        self._signals.close()
+        self._signal_end.close()
+
+    def _on_signal(self, events: int) -> None:
+        numbers = self._signals.recv(64)
+        if numbers.strip(bytes([signal.SIGHUP, signal.SIGCHLD])):
+            self._stop = "signal"
+
+    # --- records of our own ----------------------------------------------------------------------
+
+    def _note(self, body: Body) -> None:
+        self._parser.note(time.time_ns(), body)
+
+    def on_request(self, asked: ControlRequest) -> None:
+        self._note(asked)
+
+    # --- requests --------------------------------------------------------------------------------
+
+    def handle(self, peer: Peer, request: AnyRequest, client: Connection) -> object:
+        match request:
+            case Status():
+                return self._status()
+            case List():
+                return self._registry.filters()
+            case Flows():
+                return live_flows(self._registry.driver.list_flows())
+            case Sessions():
+                return self._session_infos()
+            case AddFilters():
+                return self._add(request, client)
+            case DeleteFilters():
+                return self._delete(request.names)
+            case Enable() | Disable():
+                self._switch(request)
+                return None
+            case Remove() | Stop():
+                self._stop = "remove" if isinstance(request, Remove) else "stop"
+                return None
+            case TraceStart():
+                return self._trace_start(peer, request)
+            case TraceStop():
+                return self._trace_stop(request.name)
+            case Attach():
+                return self._attach(peer, request, client)
+
+    def session_owner(self, name: str) -> int | None:
+        return next((one.uid for one in self._registry.recorded if one.name == name), None)
+
+    def _status(self) -> StatusReply:
+        registry, board = self._registry, self._board
+        callouts = registry.driver.callouts
+        return StatusReply(
+            version=__version__,
+            pid=os.getpid(),
+            parser_pid=self._parser.pid,
+            recorder_pids=self._recorders.pids,
+            uptime_s=round(time.monotonic() - self._began, 3),
+            enabled=registry.enabled,
+            hooks=callouts.hooks,
+            missing=callouts.missing,
+            counters=callouts.counters(),
+            filters=len(registry.filters()),
+            flows=board.total("flows_open"),
+            records=board.total("records"),
+            sessions=len(self._sessions),
+            parser_restarts=self._parser.restarts,
+            unseen_bytes=self._unseen,
+            confined=self._parser.confined,
+        )
+
+    # --- filters ---------------------------------------------------------------------------------
+
+    def _add(self, request: AddFilters, client: Connection) -> Iterable[Filter]:
+        added = self._registry.add(
+            request.filters, temporary=request.temporary, prepared=self._tell_more
+        )
+        self._tell_filters()
+        self._note_filters("added", added)
+        if request.temporary:
+            names = [one.name for one in added]
+            client.hold()
+            client.when_closed(lambda: self._forget(names))
+        return added
+
+    def _delete(self, names: Iterable[str]) -> Iterable[Filter]:
+        gone = self._registry.delete(list(names))
+        self._tell_filters()
+        self._note_filters("deleted", gone)
+        return gone
+
+    def _forget(self, names: Iterable[str]) -> None:
+        """Temporary filters whose client has gone."""
+        if not self._stop:
+            self._delete(name for name in names if name in self._registry.temporary)
+
+    def _note_filters(self, action: str, filters: Iterable[Filter]) -> None:
+        for one in filters:
+            for layer in LAYERS:
+                self._note(
+                    FilterChanged(
+                        action="added" if action == "added" else "deleted",
+                        layer=layer,
+                        filter=one.name,
+                        scope=str(one.scope),
+                    )
+                )
+
+    def _switch(self, request: Enable | Disable) -> None:
+        enabled = isinstance(request, Enable)
+        (self._registry.enable if enabled else self._registry.disable)(request.name)
+        self._tell_filters()
+        self._note(StateChanged(enabled=enabled, filter=request.name))
+
+    def _tell_filters(self) -> None:
+        self._parser.set_filters(self._registry.all_filters(), self._registry.mask)
+
+    def _tell_more(self, filters: Sequence[Filter]) -> None:
+        """The parser knows a filter before the callouts do."""
+        mask = self._registry.mask | sum(1 << one.bit for one in filters)
+        self._parser.set_filters([*self._registry.all_filters(), *filters], mask)
+
+    def _mask_of(self, names: Iterable[str]) -> int:
+        """The bits of the filters; of those that persist, where none is named."""
+        wanted = set(names)
+        if not wanted:
+            return PERSISTENT
+        by_name = {one.name: one.bit for one in self._registry.all_filters()}
+        for name in wanted - by_name.keys():
+            raise NotFound(f"no filter {name}", "streamtap list shows what there is")
+        return sum(1 << by_name[name] for name in wanted)
+
+    # --- sessions --------------------------------------------------------------------------------
+
+    def _session_infos(self) -> list[SessionInfo]:
+        running = {one.name: self._sessions.info(one) for one in self._sessions}
+        stopped = [info for info in self._registry.sessions() if info.name not in running]
+        return [*running.values(), *stopped]
+
+    def _trace_start(self, peer: Peer, request: TraceStart) -> Recorded:
+        stored = request.recorded(peer.uid, peer.user, time.time_ns())
+        if stored.name in self._sessions:
+            raise AlreadyExists(f"there is a session {stored.name} already")
+        mask = self._mask_of(stored.filters)
+        parse(stored.selection)
+        stored = self._registry.add_session(stored)
+        try:
+            self._record(stored, mask)
+        except BaseException:
+            self._registry.remove_session(stored.name)
+            raise
+        return stored
+
+    def _record(self, stored: Recorded, mask: int | None = None) -> None:
+        ours, theirs = socket.socketpair()
+        session = self._sessions.add_recorded(stored, ours)
+        session.mask = self._mask_of(stored.filters) if mask is None else mask
+        try:
+            self._recorders.record(stored, theirs)
+            self._parser.attach(session)
+        except BaseException:
+            self._sessions.remove(session)
+            raise
+        finally:
+            theirs.close()
+
+    def _trace_stop(self, name: str) -> Recorded:
+        gone = self._registry.remove_session(name)
+        session = self._sessions.get(name)
+        if session is not None:
+            self._parser.detach(session)
+            self._sessions.remove(session)
+        return gone
+
+    def _attach(self, peer: Peer, request: Attach, client: Connection) -> object:
+        if request.both_ends:
+            raise ValueError("the service tells what two watched applications say once")
+        mask = self._mask_of(request.filters)
+        parse(request.selection)
+        name = self._sessions.free_name(request.name or f"{peer.user}-{peer.pid}")
+        stream = client.attach(request.id, Attached(name=name))
+        session = self._sessions.add_live(name, request, peer, stream, client)
+        session.mask = mask
+        client.when_closed(lambda: self._left(session))
+        self._parser.attach(session, last_s=request.last_s, opening=True)
+        return LATER
+
+    def _left(self, session: Session) -> None:
+        if not self._stop:
+            self._parser.detach(session)
+            self._sessions.remove(session)
+
+    # --- the other processes ---------------------------------------------------------------------
+
+    def _on_parser(self, restarted: bool) -> None:
+        """A parser began: it knows of no session yet."""
+        if restarted:
+            self._note(ControlState(state="parser restarted"))
+        for session in self._sessions:
+            self._parser.attach(session, resumed=restarted)
+
+    def _on_gone(self, name: str) -> None:
+        """Nobody reads a session any more."""
+        session = self._sessions.get(name)
+        if session is not None and session.client is not None:
+            session.client.close()
+
+    def _on_lost(self, name: str) -> None:
+        """The recorder of a session ended: another one goes on with it."""
+        session = self._sessions.get(name)
+        if session is None or session.client is not None:
+            return
+        ours, theirs = socket.socketpair()
+        stored = next(one for one in self._registry.recorded if one.name == name)
+        with theirs:
+            self._parser.detach(session)
+            session.stream.close()
+            session.stream = ours
+            ours.setblocking(False)
+            self._recorders.record(stored, theirs)
+            self._parser.attach(session)
+
+    def _on_recorder(self, name: str, error: str) -> None:
+        """What a recorder says of a session that it cannot go on with."""
+        session = self._sessions.get(name)
+        if session is not None:
+            session.error = error
+            self._note(ControlState(state=f"session {name}: {error or 'records again'}"))
+
+
+def run(paths: Paths, ready: Ready, *, force: bool = False) -> int:
+    """The whole life of a service; the exit code. Raises what `Keeper` does before it is ready.
+
+    force: state that is damaged is put aside, and begun anew.
+    """
+    logging.basicConfig(format="streamtap: %(message)s", level=logging.INFO)
+    return Keeper(paths, force=force).run(ready)
+
+
+def is_served(path: Path) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _open_registry(paths: Paths, force: bool) -> Registry:
+    """Waits for a verb that holds the lock. Raises AlreadyRunning where a service does."""
+    until = time.monotonic() + WAIT_S
+    while True:
+        try:
+            return Registry(paths, force=force)
+        except Busy:
+            if is_served(paths.control):
+                raise AlreadyRunning("the service runs already", "see: streamtap status") from None
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
