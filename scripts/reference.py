@@ -488,13 +488,16 @@ def cli_page() -> str:
         "",
         *table(
             ("verb", "what it does"),
-            ((f"[`{verb.name}`](#streamtap-{verb.name})", verb.summary) for verb in parsing.VERBS),
+            (
+                (f"[`{verb.name}`](#streamtap-{verb.name.replace(' ', '-')})", verb.summary)
+                for verb in parsing.every_verb()
+            ),
         ),
         "`streamtap --help` lists the verbs, `streamtap VERB --help` tells the options of one,",
         "`streamtap --version` prints the version. How each ends: [exit codes](exit-codes.md).",
         "",
     ]
-    for verb in parsing.VERBS:
+    for verb in parsing.every_verb():
         lines += _verb(verb)
     return "\n".join(lines).rstrip() + "\n"
 

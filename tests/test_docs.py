@@ -21,7 +21,7 @@ import pytest
 
 import streamtap
 from streamtap import events, trace
-from streamtap.cli.parsing import EXIT_CODES, VERBS, UsageError, find, parser_of
+from streamtap.cli.parsing import EXIT_CODES, UsageError, every_verb, parser_of, resolve
 from streamtap.flows.scope import Kind
 from streamtap.model import Direction
 from streamtap.patterns import PATTERNS
@@ -96,7 +96,7 @@ def test_every_provider_flag_and_level_is_in_the_reference() -> None:
 
 def test_every_verb_and_option_is_in_the_reference() -> None:
     text = (REFERENCE / "cli.md").read_text()
-    for verb in VERBS:
+    for verb in every_verb():
         section = text.partition(f"## `streamtap {verb.name}`\n")[2].partition("\n## ")[0]
         assert section, f"{verb.name} is missing"
         for action in parser_of(verb)._actions:
@@ -199,10 +199,9 @@ def test_commands_that_are_shown_exist_with_their_options(page: Path) -> None:
 def check_command(words: list[str], line: str) -> None:
     if not re.fullmatch(r"[a-z]+", words[0]):
         return  # a path that ends in this name
-    verb = find(words[0])
-    assert verb is not None, f"no verb {words[0]}: {line}"
     try:
-        parser_of(verb).parse(words[1:])
+        verb, rest = resolve(words)
+        parser_of(verb).parse(rest)
     except UsageError as error:
         pytest.fail(f"{line}: {error}")
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from helpers.commands import run
-from streamtap.cli.parsing import VERBS
+from streamtap.cli.parsing import VERBS, every_verb
 
 WRONG = {
     "no verb": [],
@@ -41,6 +41,14 @@ WRONG = {
     "a flow by another name": ["read", "--flow", "first", "a.pcap"],
     "two files to follow": ["read", "-f", "a.pcap", "b.pcap"],
     "standard input twice": ["read", "-", "-"],
+    "no word behind trace": ["trace"],
+    "an unknown word behind trace": ["trace", "format"],
+    "an option behind trace": ["trace", "-q"],
+    "no recording": ["trace", "fmt"],
+    "only components": ["trace", "fmt", "notify"],
+    "two ways to choose": ["trace", "fmt", "notify", "a.jsonl", "--provider", "notify"],
+    "no recording to ask": ["query"],
+    "no question": ["query", "a.sqlite"],
     "no pace": ["demo", "--pace", "-1"],
 }
 LATER = {
@@ -87,9 +95,11 @@ def test_nothing_to_watch_is_answered_with_an_example() -> None:
     assert "hint: streamtap monitor /usr/bin/curl" in run("monitor").stderr
 
 
-@pytest.mark.parametrize("words", [["--help"], *([verb.name, "--help"] for verb in VERBS)])
+@pytest.mark.parametrize(
+    "words", [["--help"], *([*verb.name.split(), "--help"] for verb in every_verb())]
+)
 def test_help_goes_to_standard_output(words: list[str]) -> None:
-    result = run(*words)
+    result = run(*words, "--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("usage: streamtap")
 

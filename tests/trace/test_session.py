@@ -2,6 +2,8 @@
 
 import errno
 
+import msgspec
+
 from helpers.records import message, opened, record
 from streamtap.events import Record
 from streamtap.trace.selection import parse
@@ -42,6 +44,14 @@ def test_wanted_records_are_numbered_from_one_for_every_sink() -> None:
     session = Session(parse(["notify"]), [first, second])
     assert [session.offer(each) for each in (MESSAGE, OPENED, MESSAGE)] == [True, False, True]
     assert first.written == second.written == [(1, MESSAGE), (2, MESSAGE)]
+
+
+def test_numbers_that_records_have_are_kept_as_long_as_they_ascend() -> None:
+    sink = Memory()
+    session = Session(parse([]), [sink], keep_numbers=True)
+    for number in (3, 7, 7, 2, 12, 0):
+        session.offer(msgspec.structs.replace(MESSAGE, number=number))
+    assert [number for number, _ in sink.written] == [3, 7, 8, 9, 12, 13]
 
 
 def test_two_sessions_number_apart() -> None:

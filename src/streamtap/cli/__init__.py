@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from streamtap.cli.parsing import VERBS, UsageError, find, help_text, parser_of, run_of, say
+from streamtap.cli.parsing import UsageError, find, help_text, parser_of, resolve, run_of, say
 from streamtap.errors import StreamtapError
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -59,12 +59,9 @@ def _run(argv: list[str]) -> int:
 
         print(f"streamtap {__version__}")
         return 0
-    verb = find(word)
-    if verb is None:
-        what = f"no verb {word!r}" if word else "a verb is missing"
-        raise UsageError(f"{what}: there are {', '.join(one.name for one in VERBS)}")
+    verb, rest = resolve(argv)
     try:
-        arguments = parser_of(verb).parse(argv[1:])
+        arguments = parser_of(verb).parse(rest)
     except SystemExit as leaving:  # --help
         return int(leaving.code or 0)
     return run_of(verb)(arguments)

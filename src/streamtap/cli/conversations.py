@@ -3,32 +3,26 @@
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
-from functools import lru_cache
 from heapq import merge
 from operator import attrgetter
 from pathlib import Path
 
-from streamtap import events
 from streamtap.api import content_level
 from streamtap.cli.ending import FAILED, SIGINT, SIGNALLED, losses_of
 from streamtap.cli.options import wanted_flows
 from streamtap.cli.parsing import Arguments, say
 from streamtap.cli.reading import GARBAGE_AFTER
+from streamtap.cli.recordings import cleaned, of_wanted_flows, records_of
 from streamtap.cli.signals import Stop
 from streamtap.cli.talks import as_json, as_lines
-from streamtap.errors import StreamtapError
-from streamtap.events import Body, Event, FlowInfo, Record
-from streamtap.model import Content, Endpoint, Flow, Role
-from streamtap.patterns import PATTERNS, SignIn, clean
-from streamtap.protocols import event_types
+from streamtap.model import Content
+from streamtap.patterns import SignIn, clean
 from streamtap.reading import Reading, choose
 from streamtap.summary import Conversation, Summary
-from streamtap.trace import is_recording, parse, read
+from streamtap.trace import is_recording, parse
 from streamtap.trace.text import counted, printable
 
 WANTED = parse(["notify:client_server,peer_to_peer", "stream:gap"])
-ENDS = 4096  # pairs of addresses of which it is remembered whether they are wanted
 
 
 def show_conversations(arguments: Arguments, stop: Stop) -> int:
@@ -58,13 +52,13 @@ def show_conversations(arguments: Arguments, stop: Stop) -> int:
             reading.close()
         problems += map(str, reading.problems)
         losses += losses_of(reading)
-    wanted = _wanted(arguments)
-    readers = (_records(path, problems) for path in recordings)
+    wanted = of_wanted_flows(arguments)
+    readers = (records_of(path, problems) for path in recordings)
     for record in merge(*readers, key=attrgetter("time_ns")):
         if stop.number:
             break
         if wanted is None or (record.flow is not None and wanted(record.flow)):
-            summary.add(_cleaned(record, content, key))
+            summary.add(cleaned(record, content, key))
     if summary.left_out:
         losses.append(f"{counted(summary.left_out, 'part')} of conversations: no room for more")
 
@@ -94,66 +88,8 @@ def _show(arguments: Arguments, shown: list[Conversation]) -> None:
             print(line)
 
 
-def _records(path: Path, problems: list[str]) -> Iterator[Record]:
-    """All records of a recording that can be read; what cannot be is added to the problems."""
-    first = ""
-    more = -1  # not each is told: a file may be anything
-
-    def damaged(place: int, error: ValueError) -> None:
-        nonlocal first, more
-        first = first or f"{path}: record {place} cannot be read: {error}"
-        more += 1
-
-    try:
-        yield from read(path, _body_types(), damaged)
-    except StreamtapError as error:
-        problems.append(str(error))
-    if first:
-        problems.append(first + (f" (and {more} more)" if more else ""))
-
-
-def _body_types() -> list[type[Body]]:
-    """All that a recording may hold."""
-    general = [
-        kind
-        for kind in vars(events).values()
-        if isinstance(kind, type) and issubclass(kind, Body) and kind not in (Body, Event)
-    ]
-    return [*general, *PATTERNS, *event_types()]
-
-
-def _cleaned(record: Record, content: Content, key: bytes) -> Record:
-    """The record with no more than is to be told, whatever it was recorded with."""
-    body = clean(record.body, content, key)
-    if body is record.body:
-        return record
-    return Record(time_ns=record.time_ns, body=body, flow=record.flow)
-
-
 def _as_recorded(account: str, content: Content, key: bytes) -> str:
     """What an account is called at this level."""
     body = clean(SignIn(offset=0, length=0, protocol="", account=account.lower()), content, key)
     assert isinstance(body, SignIn)
     return body.account
-
-
-def _wanted(arguments: Arguments) -> Callable[[FlowInfo], bool] | None:
-    """The test of --port and --host for flows of a recording; None without them."""
-    wanted = wanted_flows(arguments)
-    if wanted is None:
-        return None
-
-    @lru_cache(ENDS)
-    def test(local: str, remote: str) -> bool:
-        try:
-            ends = _endpoint(local), _endpoint(remote)
-        except ValueError:  # nobody knows what wrote it
-            return False
-        return wanted(Flow(0, None, *ends, Role.CLIENT, 0))
-
-    return lambda flow: test(flow.local, flow.remote)
-
-
-def _endpoint(text: str) -> Endpoint:
-    address, _, port = text.rpartition(":")
-    return Endpoint(address.strip("[]"), int(port))

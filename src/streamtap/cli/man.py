@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from streamtap.cli.parsing import EXIT_CODES, VERBS, Parser, parser_of
+from streamtap.cli.parsing import EXIT_CODES, Parser, every_verb, parser_of
 
 _ABOUT = """streamtap shows what one application says over TCP, and to whom, while it runs. It marks
 the sockets of that application in the kernel, by eBPF, and leaves all other traffic alone. The
@@ -27,10 +27,10 @@ def page() -> str:
     """The whole page, as roff."""
     lines = ['.TH STREAMTAP 1 "" "streamtap" "User Commands"', ".SH NAME"]
     lines += ["streamtap, monitor \\- show what one application says over TCP", ".SH SYNOPSIS"]
-    for verb in VERBS:
+    for verb in every_verb():
         lines += [_text(f"{_usage(parser_of(verb))}"), ".br"]
     lines += [".SH DESCRIPTION", _text(_ABOUT), ".SH VERBS"]
-    for verb in VERBS:
+    for verb in every_verb():
         parser = parser_of(verb)
         lines += [f".SS {_text(verb.name)}"]
         lines += [_text(" ".join((parser.description or "").split()))]

@@ -45,21 +45,7 @@ def add_scopes(parser: Parser) -> None:
 
 def add_output(parser: Parser) -> None:
     add = parser.add_argument_group("output").add_argument
-    add(
-        *("-o", "--output"),
-        action="append",
-        default=[],
-        metavar="SINK",
-        help="line (the default), json or wpp on standard output; FILE.jsonl or FILE.sqlite; "
-        "may be repeated",
-    )
-    add("--json", action="store_true", help="-o json: one JSON object a line")
-    add("-l", dest="line_buffered", action="store_true", help="write each record at once")
-    add("-n", dest="numeric", action="store_true", help="accepted: no address is made a name")
-    add("-q", dest="quiet", action="store_true", help="shorter lines")
-    add("-v", dest="verbose", action="store_true", help="longer lines; streamtap itself too")
-    add("-A", dest="as_text", action="store_true", help="content as text; with --content full")
-    add("-X", dest="as_hex", action="store_true", help="content as hex; with --content full")
+    add_sinks(add)
     add(
         "-w",
         dest="write",
@@ -76,6 +62,44 @@ def add_output(parser: Parser) -> None:
 
     add = parser.add_argument_group("what is shown").add_argument
     add_content(add, "full: message text, and a record of who asked for it")
+    add_choice(add)
+    add_connections(add)
+    add("--protocol", metavar="NAME", help="the parser for every connection")
+    add = parser.add_argument_group("end").add_argument
+    add_count(
+        add,
+        "; those about streamtap itself are left out, unless --provider or --flag asks for them",
+    )
+    add(
+        "--duration",
+        type=seconds,
+        metavar="S",
+        help="end after so many seconds; exit 124 if no connection was seen",
+    )
+    add("--strict", action="store_true", help="exit 8 if any data was lost")
+
+
+def add_sinks(add: Callable[..., object]) -> None:
+    """Where records go, and how lines look."""
+    add(
+        *("-o", "--output"),
+        action="append",
+        default=[],
+        metavar="SINK",
+        help="line (the default), json or wpp on standard output; FILE.jsonl or FILE.sqlite; "
+        "may be repeated",
+    )
+    add("--json", action="store_true", help="-o json: one JSON object a line")
+    add("-l", dest="line_buffered", action="store_true", help="write each record at once")
+    add("-n", dest="numeric", action="store_true", help="accepted: no address is made a name")
+    add("-q", dest="quiet", action="store_true", help="shorter lines")
+    add("-v", dest="verbose", action="store_true", help="longer lines; streamtap itself too")
+    add("-A", dest="as_text", action="store_true", help="content as text; with --content full")
+    add("-X", dest="as_hex", action="store_true", help="content as hex; with --content full")
+
+
+def add_choice(add: Callable[..., object], default: str = "the default") -> None:
+    """--provider, --flag and --level; default: when flags are not chosen one by one."""
     add(
         "--provider",
         action="append",
@@ -88,27 +112,20 @@ def add_output(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="records of this flag, or all; the default is every flag but all_traffic",
+        help=f"records of this flag, or all; {default} is every flag but all_traffic",
     )
     add("--level", metavar="NAME", help="error, warn, info or verbose, and what is graver")
-    add_connections(add)
-    add("--protocol", metavar="NAME", help="the parser for every connection")
-    add = parser.add_argument_group("end").add_argument
+
+
+def add_count(add: Callable[..., object], more: str = "") -> None:
+    """-c; more: what is to be said beside that."""
     add(
         "-c",
         dest="count",
         type=_count,
         metavar="COUNT",
-        help="end after so many records; those about streamtap itself are left out, unless "
-        "--provider or --flag asks for them",
+        help="end after so many records" + more,
     )
-    add(
-        "--duration",
-        type=seconds,
-        metavar="S",
-        help="end after so many seconds; exit 124 if no connection was seen",
-    )
-    add("--strict", action="store_true", help="exit 8 if any data was lost")
 
 
 def add_content(add: Callable[..., object], full: str) -> None:

@@ -42,18 +42,31 @@ class Outputs:
     asked for.
     """
 
-    def __init__(self, arguments: Arguments, *, live: bool = True) -> None:
+    def __init__(
+        self,
+        arguments: Arguments,
+        *,
+        live: bool = True,
+        selection: Selection | None = None,
+        keep_numbers: bool = False,
+    ) -> None:
         """live: what was said is written with --content full only; a capture holds it anyway.
+        selection: instead of what --provider, --flag and --level say, and of what is usual.
+        keep_numbers: as in `Session`.
 
         Raises ValueError for words that no selection knows, OSError where there is no stdout.
         """
         self._arguments = arguments
-        self._chosen = bool(arguments.provider or arguments.flag or arguments.level)
-        self.selection = choose(arguments.provider, arguments.flag, arguments.level)
-        if arguments.count is not None and not self._chosen:
-            self.selection = without_ours(self.selection)
-        if arguments.content == "full":  # whatever else was chosen
-            self.selection |= ASKED
+        self._chosen = bool(selection or arguments.provider or arguments.flag or arguments.level)
+        self._keep_numbers = keep_numbers
+        if selection is not None:
+            self.selection = selection
+        else:
+            self.selection = choose(arguments.provider, arguments.flag, arguments.level)
+            if arguments.count is not None and not self._chosen:
+                self.selection = without_ours(self.selection)
+            if arguments.content == "full":  # whatever else was chosen
+                self.selection |= ASKED
         self._still: int | None = arguments.count
         self._specs = sinks(arguments)
         self._calm = not (self._chosen or arguments.verbose)
@@ -94,6 +107,7 @@ class Outputs:
             self.selection,
             opened,
             line_buffered=self._arguments.line_buffered,
+            keep_numbers=self._keep_numbers,
             report=self._report,
         )
         return self

@@ -5,7 +5,7 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
 from streamtap.errors import StreamtapError
@@ -33,7 +33,7 @@ class UsageError(StreamtapError):
 
 
 class Verb(NamedTuple):
-    """A verb: what help says of it, and the module and function suffix that do it."""
+    """A verb: what help says of it, and the module that does it, by the function of its name."""
 
     name: str
     summary: str
@@ -44,6 +44,8 @@ VERBS = (
     Verb("monitor", "watch now, until interrupted", "live"),
     Verb("read", "the same records from captures: pcap, pcapng", "offline"),
     Verb("conv", "the conversations of captures and recordings", "conv"),
+    Verb("trace", "print what was recorded", "trace"),
+    Verb("query", "ask a recording in SQL", "query"),
     Verb("flows", "the connections that running monitors watch", "kernel"),
     Verb("status", "the callouts that are attached now, and by whom", "kernel"),
     Verb("protocols", "the protocols that are understood", "upkeep"),
@@ -51,6 +53,10 @@ VERBS = (
     Verb("cleanup", "remove what streamtap left behind", "upkeep"),
     Verb("demo", "a chat between small programs, watched live", "live"),
 )
+# The words that may follow a verb, each with options of its own.
+SUBVERBS: dict[str, tuple[Verb, ...]] = {
+    "trace": (Verb("trace fmt", "print recordings in any form of output", "trace"),),
+}
 
 
 class Arguments(argparse.Namespace):
@@ -94,6 +100,35 @@ def find(name: str) -> Verb | None:
     return next((verb for verb in VERBS if verb.name == name), None)
 
 
+def every_verb() -> Iterator[Verb]:
+    """All of them, those of two words behind their first."""
+    for verb in VERBS:
+        yield verb
+        yield from SUBVERBS.get(verb.name, ())
+
+
+def resolve(words: Sequence[str]) -> tuple[Verb, Sequence[str]]:
+    """The verb that is meant, and what follows it. Raises UsageError where there is none."""
+    word = words[0] if words else ""
+    verb = find(word)
+    if verb is None:
+        raise UsageError(_no_verb(word, VERBS))
+    rest = words[1:]
+    below = SUBVERBS.get(word)
+    if below is None or (rest and rest[0] in ("-h", "--help")):
+        return verb, rest
+    name = f"{word} {rest[0]}" if rest else ""
+    for verb in below:
+        if verb.name == name:
+            return verb, rest[1:]
+    raise UsageError(_no_verb(name, below, f" behind {word}"), f"streamtap {word} --help")
+
+
+def _no_verb(name: str, verbs: Sequence[Verb], where: str = "") -> str:
+    what = f"no verb {name!r}" if name else f"a verb is missing{where}"
+    return f"{what}: there are {', '.join(verb.name for verb in verbs)}"
+
+
 def parser_of(verb: Verb) -> Parser:
     """The parser of a verb's options: its module's `VERB_options` adds them."""
     parser = Parser(
@@ -102,15 +137,19 @@ def parser_of(verb: Verb) -> Parser:
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    add: Callable[[Parser], None] = getattr(_module(verb), f"{verb.name}_options")
+    add: Callable[[Parser], None] = getattr(_module(verb), f"{_function(verb)}_options")
     add(parser)
     return parser
 
 
 def run_of(verb: Verb) -> Callable[[Arguments], int]:
     """What does it: its module's function of the verb's name."""
-    function: Callable[[Arguments], int] = getattr(_module(verb), verb.name)
+    function: Callable[[Arguments], int] = getattr(_module(verb), _function(verb))
     return function
+
+
+def _function(verb: Verb) -> str:
+    return verb.name.replace(" ", "_")
 
 
 def _module(verb: Verb) -> object:

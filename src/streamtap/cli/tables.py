@@ -25,13 +25,20 @@ def table_lines(
 ) -> list[str]:
     """The lines of a table, the first for `head`; the columns `numbers` stand at the right."""
     lines = [list(head), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = []
-    for line in lines:
-        cells = zip(line, widths, strict=True)
-        texts = (
-            cell.rjust(width) if index in numbers else cell.ljust(width)
-            for index, (cell, width) in enumerate(cells)
-        )
-        padded.append("  ".join(texts).rstrip())
-    return padded
+    widths = widths_of(lines)
+    return [table_line(line, widths, numbers) for line in lines]
+
+
+def widths_of(lines: Sequence[Sequence[str]]) -> list[int]:
+    """Of each column the longest cell."""
+    return [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+
+def table_line(cells: Sequence[str], widths: Sequence[int], numbers: Sequence[int] = ()) -> str:
+    """One line; a longer cell moves the rest of it."""
+    placed = enumerate(zip(cells, widths, strict=True))
+    texts = (
+        cell.rjust(width) if index in numbers else cell.ljust(width)
+        for index, (cell, width) in placed
+    )
+    return "  ".join(texts).rstrip()

@@ -171,6 +171,7 @@ class RecordDecoder:
         union = msgspec.json.Decoder(_union(types))
         self._body = cast(_Decode, union.decode)
         self._envelope = msgspec.json.Decoder(_Envelope)
+        self._flows: dict[str, FlowInfo] = {}
 
     def decode(self, line: bytes) -> Record:
         """Raises ValueError where the line is no record, cut short, or of an unknown event."""
@@ -178,23 +179,32 @@ class RecordDecoder:
             envelope = self._envelope.decode(line)
         except RecursionError:
             raise ValueError("nested too deeply for a record") from None
-        flow = None
-        if envelope.flow is not None:
-            flow = FlowInfo(
-                app=envelope.app,
-                flow=envelope.flow,
-                local=envelope.local,
-                remote=envelope.remote,
-                role=envelope.role,
-                peer=envelope.peer,
-            )
         return Record(
             number=envelope.number,
             time_ns=envelope.time_ns,
             body=self.decode_body(line),
-            flow=flow,
+            flow=None if envelope.flow is None else self._flow(envelope, envelope.flow),
             direction=envelope.direction,
         )
+
+    def _flow(self, envelope: _Envelope, name: str) -> FlowInfo:
+        """One value for all lines that say the same of a flow, as a live run has it: sinks look
+        flows up by identity."""
+        flow = FlowInfo(
+            app=envelope.app,
+            flow=name,
+            local=envelope.local,
+            remote=envelope.remote,
+            role=envelope.role,
+            peer=envelope.peer,
+        )
+        known = self._flows.get(name)
+        if known == flow:
+            return known
+        if len(self._flows) >= _FLOWS:
+            self._flows.clear()
+        self._flows[name] = flow
+        return flow
 
     def decode_body(self, text: bytes | str) -> Body:
         """The body alone, from its own object or a whole line. Raises ValueError as `decode`."""

@@ -25,14 +25,23 @@ FROM records LEFT JOIN flows ON flows.flow = records.flow ORDER BY number
 def is_recording(path: Path) -> bool:
     """Whether a file looks like JSON lines or a database, by how it begins. What cannot be read
     again after a look, a pipe, does not."""
+    head = _head(path)
+    return head == _SQLITE or head.lstrip().startswith(b"{")
+
+
+def is_database(path: Path) -> bool:
+    """Whether a file begins as those of SQLite do."""
+    return _head(path) == _SQLITE
+
+
+def _head(path: Path) -> bytes:
     try:
         if not path.is_file():
-            return False
+            return b""
         with path.open("rb") as file:
-            head = file.read(len(_SQLITE))
+            return file.read(len(_SQLITE))
     except OSError:
-        return False
-    return head == _SQLITE or head.lstrip().startswith(b"{")
+        return b""
 
 
 def read(path: Path, body_types: Iterable[type[Body]], damaged: Damaged) -> Iterator[Record]:

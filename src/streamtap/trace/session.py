@@ -35,6 +35,7 @@ class Session:
 
     count: ends after so many records. line_buffered: each record is flushed at once; otherwise the
     owner calls `flush` after each batch that it drained.
+    keep_numbers: records keep the numbers they have, as long as these ascend.
     report: called once for each sink that fails, with its error. A sink whose reader went away
     (EPIPE) ends without a report. A failed sink is closed and the others go on.
     """
@@ -47,6 +48,7 @@ class Session:
         *,
         count: int | None = None,
         line_buffered: bool = False,
+        keep_numbers: bool = False,
         report: Report | None = None,
     ) -> None:
         self.selection = selection
@@ -54,6 +56,7 @@ class Session:
         self._outlets = [_Outlet(sink, self.counters.records) for sink in sinks]
         self._left = count
         self._line_buffered = line_buffered
+        self._keep_numbers = keep_numbers
         self._report = report
         self._number = 0
         self._places = selection.places
@@ -69,6 +72,8 @@ class Session:
         if where not in self._places or not self._outlets or self._left == 0:
             return False
         self._number += 1
+        if self._keep_numbers and record.number > self._number:
+            self._number = record.number
         if self._left is not None:
             self._left -= 1
         counters = self.counters

@@ -155,13 +155,6 @@ class Sqlite:
         finally:
             self._release()
 
-    def detach(self) -> sqlite3.Connection:
-        """The database, open, in exchange for the sink: the way to a recording in memory."""
-        self.flush()
-        database, self._database = self._database, None
-        assert database is not None
-        return database
-
     def _add_flow(self, record: Record, flow: FlowInfo) -> None:
         body = record.body
         known = self._flows.get(flow.flow)
@@ -184,6 +177,20 @@ class Sqlite:
         if self._database is not None:
             database, self._database = self._database, None
             database.close()
+
+
+def in_memory(records: Iterable[Record]) -> sqlite3.Connection:
+    """The same tables in memory, open. Numbers are kept as long as they ascend: each is a key."""
+    sink = Sqlite(Path(":memory:"))
+    sink.open()
+    number = 0
+    for record in records:
+        number = max(number + 1, record.number)
+        sink.write(number, record)
+    sink.flush()
+    database, sink._database = sink._database, None
+    assert database is not None
+    return database
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:

@@ -1,0 +1,184 @@
+"""`query`: SQL over recordings, which changes nothing."""
+
+import json
+import os
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers.commands import Command, run
+from helpers.records import ALICE, BOB, TIME, Kept, message, opened, record
+from streamtap.trace import Session, Sqlite, open_sink, parse
+
+FOREVER = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT sum(x) FROM n"
+
+
+def recorded(path: Path) -> Path:
+    session = Session(parse(["all@all"]), [open_sink(str(path), stdout=Kept())])
+    for each in (record(opened()), record(message(), "sent"), record(message(), "sent")):
+        session.offer(each)
+    session.close()
+    return path
+
+
+@pytest.fixture(params=["run.jsonl", "run.sqlite"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return recorded(tmp_path / request.param)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return recorded(tmp_path / "run.sqlite")
+
+
+def test_a_table_is_printed(path: Path) -> None:
+    result = run("query", str(path), "SELECT account, messages, NULL AS x FROM participants")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        "account            messages  x",
+        f"{ALICE}         0",
+        f"{BOB}           2",
+    ]
+
+
+def test_rows_are_objects_too(path: Path) -> None:
+    sql = "SELECT number, time_ns, x'00ff' AS data, number FROM records WHERE number > 2"
+    result = run("query", str(path), sql, "--json")
+    assert result.stdout == f'{{"number":3,"time_ns":{TIME},"data":"AP8=","number:2":3}}\n'
+
+
+def test_the_tables_are_told_and_can_be_asked_for(path: Path) -> None:
+    told = run("query", str(path), "--schema").stdout
+    empty = sqlite3.connect(":memory:")
+    empty.executescript(told)
+    names = {name for (name,) in empty.execute("SELECT name FROM sqlite_master")}
+    empty.close()
+    assert {"records", "flows", "conversations", "participants", "records_time"} <= names
+    columns = run("query", str(path), "PRAGMA table_info(participants)", "--json").stdout
+    assert json.loads(columns.splitlines()[1])["name"] == "account"
+
+
+def test_what_a_terminal_would_obey_is_not_printed(database: Path) -> None:
+    result = run("query", str(database), "SELECT char(27) || '[2J' AS \"a\nb\"")
+    assert result.stdout.splitlines() == ["a\\nb", "\\x1b[2J"]
+
+
+def test_rows_are_printed_as_they_come_and_many_cost_no_memory(database: Path) -> None:
+    sql = FOREVER.replace("FROM n)", "FROM n LIMIT 50000)").replace("sum(x)", "x")
+    lines = run("query", str(database), sql).stdout.splitlines()
+    assert (len(lines), lines[0], lines[1000], lines[-1]) == (50_001, "   x", "1000", "50000")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DELETE FROM records",
+        "INSERT INTO recording VALUES ('a', 'b')",
+        "CREATE TABLE x (y)",
+        "CREATE TEMP TABLE x (y)",
+        "DROP TABLE records",
+        "PRAGMA user_version = 9",
+        "PRAGMA query_only = OFF",
+        "PRAGMA writable_schema = ON",
+        "PRAGMA journal_mode = DELETE",
+        "PRAGMA temp_store_directory = '.'",
+        "ATTACH 'other.sqlite' AS other",
+        "VACUUM",
+        "VACUUM INTO 'other.sqlite'",
+        "REINDEX",
+        "ANALYZE",
+        "BEGIN EXCLUSIVE",
+        "SELECT load_extension('x')",
+        "SELECT writefile('other.sqlite', 'x')",
+    ],
+)
+def test_nothing_can_be_changed_nor_reached(sql: str, path: Path) -> None:
+    before = path.read_bytes()
+    result = run("query", str(path), sql, cwd=path.parent)
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    assert result.stderr.startswith("streamtap: error: ")
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("sql", "told"),
+    [
+        ("SELECT topic FROM records", "no such column: topic"),
+        ("SELECT * FROM nowhere", "no such table: nowhere"),
+        ("SELEC 1", 'near "SELEC": syntax error'),
+        ("SELECT 1; SELECT 2", "one statement at a time"),
+        ("SELECT abs(-9223372036854775808)", "overflow"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(sql: str, told: str, database: Path) -> None:
+    result = run("query", str(database), sql)
+    assert (result.returncode, result.stdout) == (2, "")
+    error, hint = result.stderr.splitlines()
+    assert told in error
+    assert hint.endswith("--schema")
+
+
+def test_an_empty_statement_prints_nothing(database: Path) -> None:
+    result = run("query", str(database), "")
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+def test_a_query_that_does_not_end_runs_out_of_time(database: Path) -> None:
+    result = run("query", str(database), FOREVER, "--timeout", "0.2")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("streamtap: error: no end after 0.2 s")
+
+
+def test_an_interrupt_ends_a_query(database: Path, tmp_path: Path) -> None:
+    with Command(tmp_path, "query", str(database), FOREVER) as command:
+        until = time.monotonic() + 20
+        while cpu_s(command.pid) < 1.0:  # it started long ago, and is at work
+            assert time.monotonic() < until
+            assert command.process.poll() is None
+        command.send(signal.SIGINT)
+        assert command.wait() == 130
+    assert (command.stdout, command.stderr) == ("", "")
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_recording_is_asked_while_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "run.sqlite"
+    sink = Sqlite(path)
+    sink.open()
+    sink.write(1, record(opened()))
+    sink.flush()
+    assert run("query", str(path), "SELECT number FROM records").stdout == "number\n     1\n"
+    sink.write(2, record(opened()))
+    sink.close()
+    assert run("query", str(path), "SELECT count(*) FROM records").stdout.endswith("\n       2\n")
+
+
+def test_lines_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "run.jsonl")
+    path.write_bytes(path.read_bytes() + b"{}\n" + path.read_bytes().splitlines()[0] + b"\n")
+    result = run("query", str(path), "SELECT count(*), max(number) FROM records", "--json")
+    assert (result.returncode, json.loads(result.stdout)) == (
+        1,
+        {"count(*)": 4, "max(number)": 4},
+    )
+    assert "record 4 cannot be read" in result.stderr
+
+
+def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
+    other, text = tmp_path / "other.sqlite", tmp_path / "text"
+    database = sqlite3.connect(other)
+    database.execute("CREATE TABLE precious (x)")
+    database.close()
+    result = run("query", str(other), "SELECT 1")
+    assert (result.returncode, "no recording" in result.stderr) == (1, True)
+    assert run("query", str(tmp_path / "none"), "SELECT 1").returncode == 6
+    text.write_text("some\ntext\n")
+    assert run("query", str(text), "SELECT 1").returncode == 1
