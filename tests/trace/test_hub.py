@@ -4,6 +4,7 @@ import json
 import os
 import select
 import socket
+import weakref
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -398,6 +399,23 @@ def test_a_reader_that_stalls_loses_its_own_records_and_is_told() -> None:
     assert hub.sessions["stalled"].number == 2002
 
 
+def test_after_a_loss_smaller_records_are_lost_too_until_the_queue_is_empty() -> None:
+    hub = make_hub(queue_bytes=5000)
+    reader = Reader(hub, content=Content.FULL)
+    large, small = record(message(content="x" * 3000), "sent"), record(opened())
+    hub.give([large, large, small])
+    hub.give([small])
+    hub.flush()
+    hub.give([small])
+    settle(hub, reader)
+    assert [(line["number"], line["event"]) for line in reader.lines] == [
+        (1, "im.message"),
+        (5, "stream.limit"),
+        (6, "flow.opened"),
+    ]
+    assert reader.lines[1]["count"] == 3
+
+
 def test_a_record_that_never_fits_is_lost_and_told() -> None:
     hub = make_hub(queue_bytes=2000)
     reader = Reader(hub, content=Content.FULL)
@@ -529,6 +547,28 @@ def test_detaching_sends_what_the_socket_takes(hub: Hub) -> None:
         hub.detach("it")
 
 
+def test_detaching_between_a_give_and_its_flush_leaves_nothing() -> None:
+    hub = make_hub(queue_bytes=1_000_000)
+    reader, other = Reader(hub), Reader(hub, "other", DEFAULT)
+    hub.flush()
+    hub.give(messages(3000))
+    hub.detach("it")
+    settle(hub, other)
+    assert 0 < len(reader.numbers) < len(other.numbers)
+    assert list(hub.sessions) == ["other"]
+
+
+def test_nothing_is_kept_of_a_session_that_has_gone(hub: Hub) -> None:
+    reader = Reader(hub)
+    hub.give(messages(3000))
+    hub.flush()
+    reader.close()
+    hub.flush()
+    session = weakref.ref(hub.sessions["it"])
+    hub.detach("it")
+    assert session() is None
+
+
 def test_two_hundred_sessions_at_once_leave_nothing_behind() -> None:
     def open_files() -> int:
         return len(os.listdir("/proc/self/fd"))
@@ -588,16 +628,17 @@ def check(reader: Reader, wanted: list[Record], dropped: int, number: int) -> No
 
 
 ACTIONS = st.one_of(
-    st.tuples(st.just("attach"), st.integers(0, 3), st.integers(0, 2), st.booleans()),
-    st.tuples(st.just("detach"), st.integers(0, 3)),
-    st.tuples(st.just("give"), st.lists(st.integers(0, 2), max_size=8)),
-    st.tuples(st.just("read"), st.integers(0, 3), st.sampled_from([1, 100, 5000, 1 << 20])),
-    st.just(("flush",)),
+    st.tuples(st.just("attach"), st.integers(0, 2), st.integers(0, 2), st.booleans()),
+    st.tuples(st.just("detach"), st.integers(0, 2)),
+    *[st.tuples(st.just("give"), st.lists(st.integers(0, 2), min_size=1, max_size=9))] * 3,
+    st.tuples(st.just("read"), st.integers(0, 2), st.sampled_from([1, 100, 5000, 1 << 20])),
+    *[st.just(("flush",))] * 2,
 )
+BEGIN: list[tuple[Any, ...]] = [("attach", 0, 0, False), ("attach", 1, 1, True), ("flush",)]
 
 
 @settings(max_examples=200, deadline=None)
-@given(actions=st.lists(ACTIONS, max_size=40))
+@given(actions=st.lists(ACTIONS, min_size=10, max_size=60))
 def test_any_order_gives_each_session_its_records_with_exact_holes(
     actions: list[tuple[Any, ...]],
 ) -> None:
@@ -616,7 +657,7 @@ def test_any_order_gives_each_session_its_records_with_exact_holes(
         hub.detach(name)
         reader.close()
 
-    for action in actions:
+    for action in BEGIN + actions:
         name = str(action[1]) if len(action) > 1 else ""
         match action[0]:
             case "attach" if name not in readers:

@@ -182,7 +182,7 @@ class Hub:
         self._recall.forget(self._clock())
         for fd, events in self._epoll.poll(0):
             subscriber = self._by_fd[fd]
-            if events & (select.EPOLLHUP | select.EPOLLERR):
+            if events & select.EPOLLHUP:
                 subscriber.gone = True
             self._ready[subscriber] = None
         ready, self._ready = self._ready, {}

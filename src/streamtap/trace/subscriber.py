@@ -139,15 +139,15 @@ class Subscriber:
             self._first_bytes -= kept
             lines.append(self._encode(record, self.content))
             length += len(lines[-1])
-        if not self._first:
-            if length + self._queue_bytes <= self._at_once:
-                lines.extend(self._queue)
-                self._queue.clear()
-                self._queue_bytes = 0
-            while self._queue and length <= self._at_once:
-                lines.append(self._queue.popleft())
-                self._queue_bytes -= len(lines[-1])
-                length += len(lines[-1])
+        # Only where `first` is at its end is there room left.
+        if length + self._queue_bytes <= self._at_once:
+            lines.extend(self._queue)
+            self._queue.clear()
+            self._queue_bytes = 0
+        while self._queue and length <= self._at_once:
+            lines.append(self._queue.popleft())
+            self._queue_bytes -= len(lines[-1])
+            length += len(lines[-1])
         joined = self._begin + numbered(self._number + 1, lines)
         self._begin = b""
         self._number += len(lines)
