@@ -30,14 +30,19 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "tally": ({"events"}, set()),
     "summary": ({"events", "patterns", "tally"}, {"msgspec"}),
     "reading": (PIPELINE | {"demux", "pipeline", "tally", "__init__"}, {"msgspec"}),
-    "api": (PIPELINE | {"demux", "pipeline", "watch", "reading", "tally", "__init__"}, {"msgspec"}),
+    "api": (
+        PIPELINE | {"demux", "pipeline", "watch", "reading", "service", "tally", "__init__"},
+        {"msgspec"},
+    ),
     "service": (
         PIPELINE | {"__init__", "driver", "pipeline", "speech", "tally"},
         {"msgspec", "numpy"},
     ),
     "demo": (set(), set()),
     "cli": (
-        PIPELINE | {"pipeline", "watch", "reading", "tally", "summary", "api", "demo", "__init__"},
+        PIPELINE
+        | {"pipeline", "watch", "reading", "service", "tally", "summary", "api", "demo"}
+        | {"__init__"},
         {"msgspec"},
     ),
 }

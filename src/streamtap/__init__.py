@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from streamtap.api import Body as Body
     from streamtap.api import Capture as Capture
     from streamtap.api import Chunk as Chunk
+    from streamtap.api import Client as Client
     from streamtap.api import Closed as Closed
     from streamtap.api import Content as Content
     from streamtap.api import Direction as Direction
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
     from streamtap.api import Gap as Gap
     from streamtap.api import Monitor as Monitor
     from streamtap.api import Record as Record
+    from streamtap.api import Records as Records
     from streamtap.api import Scope as Scope
     from streamtap.api import StreamGap as StreamGap
     from streamtap.api import StreamPart as StreamPart
     from streamtap.api import StreamtapError as StreamtapError
+    from streamtap.api import connect as connect
     from streamtap.api import launch as launch
     from streamtap.api import monitor as monitor
+    from streamtap.api import new_filter as new_filter
     from streamtap.api import read as read
     from streamtap.api import resolve as resolve
     from streamtap.api import streams as streams
@@ -43,6 +47,7 @@ __all__ = (
     "Body",
     "Capture",
     "Chunk",
+    "Client",
     "Closed",
     "Content",
     "Direction",
@@ -54,13 +59,16 @@ __all__ = (
     "Gap",
     "Monitor",
     "Record",
+    "Records",
     "Scope",
     "StreamGap",
     "StreamPart",
     "StreamtapError",
     "__version__",
+    "connect",
     "launch",
     "monitor",
+    "new_filter",
     "read",
     "resolve",
     "streams",

@@ -38,6 +38,8 @@ from streamtap.pipeline import Places
 from streamtap.protocols import by_name
 from streamtap.reading import Capture, Reading, StreamPart, streams
 from streamtap.reading import choose as choose_connections
+from streamtap.service.client import Client, connect, new_filter
+from streamtap.service.stream import Records
 from streamtap.tally import COUNTED, Tally
 from streamtap.trace import Selection, choose
 from streamtap.watch import LINGER_S, Watch
@@ -47,6 +49,7 @@ __all__ = [
     "Body",
     "Capture",
     "Chunk",
+    "Client",
     "Closed",
     "Content",
     "Direction",
@@ -58,13 +61,16 @@ __all__ = [
     "Gap",
     "Monitor",
     "Record",
+    "Records",
     "Run",
     "Scope",
     "StreamGap",
     "StreamPart",
     "StreamtapError",
+    "connect",
     "launch",
     "monitor",
+    "new_filter",
     "read",
     "resolve",
     "streams",

@@ -75,3 +75,27 @@ def _listen(folder: Path, name: str, group: int | None) -> socket.socket:
     finally:
         os.close(directory)
     return listener
+
+
+def is_served(path: Path) -> bool:
+    """Does anybody listen there? Raises no error."""
+    try:
+        connect(path).close()
+    except OSError:
+        return False
+    return True
+
+
+def connect(path: Path) -> socket.socket:
+    """A connection. Raises OSError."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            connection.connect(f"/proc/self/fd/{directory}/{path.name}")
+        finally:
+            os.close(directory)
+    except BaseException:
+        connection.close()
+        raise
+    return connection

@@ -102,12 +102,12 @@ class Sessions(Request, frozen=True, kw_only=True, tag="sessions"):
 
 
 class AddFilters(Request, frozen=True, kw_only=True, tag="add_filters"):
-    """Adds filters, all or none: an array of `Filter`.
+    """Adds filters, all or none: an array of `Filter`. Without any, the callouts are seen to.
 
     temporary: they go when this connection ends.
     """
 
-    filters: Annotated[tuple[NewFilter, ...], Meta(min_length=1, max_length=MAX_FILTERS)]
+    filters: Annotated[tuple[NewFilter, ...], Meta(max_length=MAX_FILTERS)]
     temporary: bool = False
 
     def concerned(self) -> Sequence[str]:
