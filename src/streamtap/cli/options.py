@@ -29,9 +29,7 @@ def add_scopes(parser: Parser) -> None:
         "scopes", "Which applications; several are alternatives. Each may be repeated."
     )
     add = group.add_argument
-    add("paths", nargs="*", metavar="PATH", help="the same as --exe PATH")
-    for name, metavar, text in SCOPES:
-        add(f"--{name}", action="append", default=[], metavar=metavar, help=text)
+    add_scope_words(add, "PATH", "the same as --exe PATH")
     add("-f", "--follow-forks", action="store_true", help="with --pid: its descendants too")
     add("--new-only", action="store_true", help="leave out connections that are open already")
     add(
@@ -39,6 +37,13 @@ def add_scopes(parser: Parser) -> None:
         action="store_true",
         help="what two watched applications say to each other, at both of them",
     )
+
+
+def add_scope_words(add: Callable[..., object], metavar: str, positional: str) -> None:
+    """The ways to name applications, which `scopes_given` understands."""
+    add("paths", nargs="*", metavar=metavar, help=positional)
+    for name, value, text in SCOPES:
+        add(f"--{name}", action="append", default=[], metavar=value, help=text)
     add("--wine", metavar="NAME.exe", help="not available yet")
     add("--container", metavar="ID", help="not available yet")
 
@@ -162,9 +167,7 @@ def add_connections(add: Callable[..., object]) -> None:
 
 def check_output(arguments: Arguments) -> None:
     """Raises UsageError for options that contradict each other, or come with a later version."""
-    for name, option in LATER.items():
-        if getattr(arguments, name, None) is not None:
-            raise UsageError(f"{option} is not available yet")
+    check_later(arguments)
     if arguments.quiet and arguments.verbose:
         raise UsageError("-q and -v contradict each other")
     if arguments.as_text and arguments.as_hex:
@@ -185,6 +188,13 @@ def check_output(arguments: Arguments) -> None:
         raise UsageError("-w needs the name of a file")
     if arguments.extract == "":
         raise UsageError("--extract needs the name of a folder")
+
+
+def check_later(arguments: Arguments) -> None:
+    """Raises UsageError for options that come with a later version."""
+    for name, option in LATER.items():
+        if getattr(arguments, name, None) is not None:
+            raise UsageError(f"{option} is not available yet")
 
 
 def check_scopes(arguments: Arguments) -> None:

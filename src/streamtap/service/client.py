@@ -71,6 +71,11 @@ class Client:
     def status(self) -> StatusReply:
         return self._ask(Status(), StatusReply)
 
+    @property
+    def enabled(self) -> bool:
+        """Not everything was disabled at once."""
+        return self.status().enabled
+
     def filters(self) -> tuple[Filter, ...]:
         return self._ask(List(), tuple[Filter, ...])
 

@@ -326,6 +326,11 @@ class Operations(Protocol):
     Each raises StreamtapErrors: NotFound, AlreadyExists, PermissionMissing and others.
     """
 
+    @property
+    def enabled(self) -> bool:
+        """Not everything was disabled at once."""
+        ...
+
     def filters(self) -> Sequence[Filter]: ...
 
     def add(self, filters: Sequence[NewFilter]) -> Sequence[Filter]:
