@@ -61,7 +61,11 @@ class Paths(NamedTuple):
 
     def make(self) -> None:
         """The folders of state and run. Raises PermissionMissing, StreamtapError."""
-        for folder, mode in ((self.state, 0o711), (self.run, 0o755)):
+        for folder, mode in (
+            (self.state, 0o711),
+            (self.recordings, 0o700),
+            (self.run, 0o755),
+        ):
             try:
                 folder.mkdir(mode=mode, parents=True, exist_ok=True)
             except PermissionError as error:

@@ -1,0 +1,284 @@
+"""The service for real: its processes, their rights, and what becomes of what they watch."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.live import Puppet, eventually, join, leave, say
+from helpers.places import environment_of, place
+from helpers.services import RUN, Service, is_alive, open_bpf
+from streamtap.events import FlowClosed, FlowOpened, Record, StreamGap
+from streamtap.service.paths import Paths
+from streamtap.service.registry import Registry
+from streamtap.service.state import Recorded
+from streamtap.service.stream import Records
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Iterator[Paths]:
+    with place(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def service(paths: Paths) -> Iterator[Service]:
+    with Service(paths) as made:
+        yield made
+
+
+@pytest.fixture
+def speaker(program: Path, puppet: Callable[..., Puppet]) -> Puppet:
+    """A program that filters of these tests are about."""
+    return puppet(program)
+
+
+def until(records: Records, kind: type, count: int = 1) -> list[Record]:
+    """Reads until so many of a kind have come; all that came."""
+    found: list[Record] = []
+    for record in records:
+        found.append(record)
+        if isinstance(record.body, kind):
+            count -= 1
+            if not count:
+                return found
+    raise AssertionError(f"the session ended before a {kind.__name__}: {found}")
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def test_a_filter_and_a_session_give_the_records_of_a_connection(
+    service: Service, program: Path, speaker: Puppet, server: Puppet, tmp_path: Path
+) -> None:
+    with service.client() as client:
+        client.add([str(program)])
+        client.start_trace("chat", outputs=[tmp_path / "chat.jsonl"])
+        with client.records() as records:
+            join(speaker, server)
+            say(speaker, server, b"hello")
+            leave(speaker, server)
+            came = until(records, FlowClosed)
+        (closed,) = [one.body for one in came if isinstance(one.body, FlowClosed)]
+        assert (closed.complete, closed.sent_total) == (True, 5)
+        assert [one.number for one in came] == list(range(1, len(came) + 1))
+    assert service.stop() == 0
+    events = [line["event"] for line in lines_of(tmp_path / "chat.jsonl")]
+    assert {"flow.opened", "flow.closed", "control.request", "init.stopped"} <= set(events)
+    assert not service.log.replace("streamtap: ", "").strip(), service.log
+
+
+def test_the_parser_has_no_right_and_the_others_no_more_than_they_need(
+    service: Service, program: Path, tmp_path: Path
+) -> None:
+    with service.client() as client:
+        client.add([str(program)])
+        client.start_trace("chat", outputs=[tmp_path / "chat.jsonl"])
+        eventually(lambda: client.status().recorder_pids, "a recorder")
+        (recorder,) = client.status().recorder_pids
+
+    def status(pid: int) -> dict[str, list[str]]:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+
+    def is_confined() -> bool:
+        return status(recorder)["Seccomp"] == ["2"]
+
+    eventually(is_confined, "the recorder is confined")
+    for pid in (service.parser_pid, recorder):
+        about = status(pid)
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(about[name][0], 16) == 0, (pid, name)
+        assert about["NoNewPrivs"] == ["1"]
+        assert about["Seccomp"] == ["2"]
+    assert "0" not in status(service.parser_pid)["Uid"] + status(service.parser_pid)["Gid"]
+    assert len(set(open_bpf(service.parser_pid))) == 2, "the two rings"
+    assert all(one.startswith("map_id") for one in open_bpf(service.parser_pid))
+    assert open_bpf(recorder) == []
+
+
+def test_stopping_disturbs_no_connection_and_the_next_start_states_what_passed_unseen(
+    service: Service, program: Path, speaker: Puppet, server: Puppet
+) -> None:
+    with service.client() as client:
+        client.add([str(program)])
+    join(speaker, server)
+    say(speaker, server, b"seen")
+    assert service.stop() == 0
+    say(speaker, server, b"nobody saw this")
+    service.again()
+    with service.client() as client:
+        assert client.status().unseen_bytes == len(b"nobody saw this")
+        with client.records() as records:
+            say(speaker, server, b"seen again")
+            leave(speaker, server)
+            came = until(records, FlowClosed)
+    assert [one.body.midstream for one in came if isinstance(one.body, FlowOpened)] == [True]
+    gaps = [one.body for one in came if isinstance(one.body, StreamGap)]
+    assert [(gap.offset, gap.length, gap.cause) for gap in gaps] == [(0, 19, "midstream")]
+    (closed,) = [one.body for one in came if isinstance(one.body, FlowClosed)]
+    assert (closed.sent_total, closed.missing) == (29, 19)
+
+
+def test_a_session_that_is_defined_while_the_service_is_stopped_records_from_its_first_moment(
+    paths: Paths, program: Path, speaker: Puppet, server: Puppet, tmp_path: Path
+) -> None:
+    from streamtap.service.protocol import NewFilter
+
+    output = tmp_path / "early.jsonl"
+    with Registry(paths) as registry:
+        registry.add([NewFilter(kind="exe", given=str(program))])
+        registry.add_session(Recorded(name="early", selection=(), outputs=(str(output),)))
+    with Service(paths) as service:
+        join(speaker, server)
+        say(speaker, server, b"hello")
+        leave(speaker, server)
+        eventually(lambda: b"flow.closed" in output.read_bytes(), "it is recorded")
+        assert service.stop() == 0
+    lines = lines_of(output)
+    assert lines[0]["event"] == "init.started"
+    assert lines[-1]["event"] == "init.stopped"
+    assert [line["number"] for line in lines] == list(range(1, len(lines) + 1))
+
+
+def test_a_parser_that_is_killed_is_replaced_and_every_session_goes_on(
+    service: Service, program: Path, speaker: Puppet, server: Puppet, tmp_path: Path
+) -> None:
+    recording = tmp_path / "chat.jsonl"
+    with service.client() as client:
+        client.add([str(program)])
+        client.start_trace("chat", outputs=[recording])
+        join(speaker, server)
+        with client.records() as records:
+            say(speaker, server, b"one")
+            until(records, FlowOpened)
+            os.kill(service.parser_pid, 9)
+            say(speaker, server, b"two")
+            leave(speaker, server)
+            came = until(records, FlowClosed)
+            eventually(lambda: client.status().parser_restarts == 1, "it is counted")
+            eventually(lambda: client.status().confined, "the new one is confined")
+    (closed,) = [one.body for one in came if isinstance(one.body, FlowClosed)]
+    assert closed.sent_total == 6
+    assert not is_alive(service.parser_pid)
+    assert service.stop() == 0
+    numbers = [line["number"] for line in lines_of(recording)]
+    assert numbers == sorted(set(numbers)), "no number is given twice"
+
+
+def test_a_service_that_is_killed_leaves_callouts_that_the_next_one_adopts(
+    service: Service, program: Path, speaker: Puppet, server: Puppet, tmp_path: Path
+) -> None:
+    with service.client() as client:
+        client.add([str(program)])
+        client.start_trace("chat", outputs=[tmp_path / "chat.jsonl"])
+    join(speaker, server)
+    say(speaker, server, b"one")
+    service.kill()
+    say(speaker, server, b"two")  # nobody reads, but there is room for it
+    service.again()
+    say(speaker, server, b"three")
+    leave(speaker, server)
+    recording = tmp_path / "chat.jsonl"
+    eventually(lambda: b"flow.closed" in recording.read_bytes(), "it is recorded")
+    closed = next(line for line in lines_of(recording) if line["event"] == "flow.closed")
+    assert closed["sent_total"] == 11
+    # What the dead one had read is missing from what the next one knows, and stated.
+    assert closed["sent"] == 11 - closed["missing"]
+    assert closed["missing"] <= 3
+    with service.client() as client:
+        assert client.status().unseen_bytes == 0
+        assert [one.name for one in client.filters()] == [program.name]
+
+
+def test_there_is_one_service_at_a_time(service: Service) -> None:
+    second = subprocess.run(
+        [sys.executable, "-P", "-c", RUN],
+        env=environment_of(service.paths),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "AlreadyRunning" in second.stderr
+    with service.client() as client:
+        assert client.status().pid == service.process.pid
+
+
+def test_disabling_one_filter_ends_its_flows_and_enabling_begins_them_anew(
+    service: Service, program: Path, speaker: Puppet, server: Puppet
+) -> None:
+    with service.client() as client:
+        (added,) = client.add([str(program)])
+        with client.records() as records:
+            join(speaker, server)
+            say(speaker, server, b"one")
+            until(records, FlowOpened)
+            client.disable(added.name)
+            came = until(records, FlowClosed)
+            assert [x.body.reason for x in came if isinstance(x.body, FlowClosed)] == ["removed"]
+            say(speaker, server, b"not seen")
+            client.enable(added.name)
+            came = until(records, FlowOpened)
+            assert [x.body.midstream for x in came if isinstance(x.body, FlowOpened)] == [True]
+            leave(speaker, server)
+            until(records, FlowClosed)
+
+
+def test_a_reader_that_stalls_loses_its_own_records_and_sees_how_many(
+    service: Service, program: Path, speaker: Puppet, server: Puppet
+) -> None:
+    with service.client() as client:
+        client.add([str(program)])
+        with client.records("all:all") as stalled, client.records("all:all") as quick:
+            join(speaker, server)
+            server.begin("discard(s)")
+            speaker.begin("for _ in range(20000): s.sendall(b'x'); receive(s, 0)")
+            speaker.result()
+            speaker.do("s.shutdown(socket.SHUT_WR)")
+            server.result()
+            leave_quietly(speaker, server)
+            came = until(quick, FlowClosed)
+            assert quick.missed == 0
+            assert [one.number for one in came] == list(range(1, len(came) + 1))
+            assert until(stalled, FlowClosed)
+            assert stalled.missed >= 0
+
+
+def leave_quietly(speaker: Puppet, server: Puppet) -> None:
+    server.do("s.close()")
+    speaker.do("s.close()")
+
+
+def test_two_hundred_sessions_at_once(
+    service: Service, program: Path, speaker: Puppet, server: Puppet, tmp_path: Path
+) -> None:
+    with service.client() as client:
+        client.add([str(program)])
+        for number in range(200):
+            client.start_trace(f"s{number}", "notify", outputs=[tmp_path / f"{number}.jsonl"])
+        join(speaker, server)
+        say(speaker, server, b"hello")
+        leave(speaker, server)
+        # The last record of the flow that they want.
+        eventually(
+            lambda: all((tmp_path / f"{number}.jsonl").stat().st_size for number in range(200)),
+            "all have it",
+        )
+        assert len(client.sessions()) == 200
+        assert sum(one.dropped for one in client.sessions()) == 0
+        began = time.monotonic()
+        for number in range(200):
+            client.stop_trace(f"s{number}")
+        assert client.sessions() == ()
+        assert time.monotonic() - began < 60
+    texts = {(tmp_path / f"{number}.jsonl").read_bytes() for number in range(200)}
+    assert len(texts) == 1
