@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,32 @@ WRONG = {
     "a flow by another name": ["read", "--flow", "first", "a.pcap"],
     "two files to follow": ["read", "-f", "a.pcap", "b.pcap"],
     "standard input twice": ["read", "-", "-"],
+    "-f of a filter without --pid": ["addcallouts", "-f", "/bin/true"],
+    "a name for two filters": ["addcallouts", "--name", "a", "/bin/true", "/bin/false"],
+    "a name for no filter": ["addcallouts", "--name", "a"],
+    "a protocol for no filter": ["addcallouts", "--protocol", "msnp"],
+    "an unknown content of a filter": ["addcallouts", "--content", "some", "/bin/true"],
+    "a program under Wine": ["delcallouts", "--wine", "msnmsgr.exe"],
+    "all and a filter": ["delcallouts", "--all", "curl"],
+    "words after list": ["list", "curl"],
+    "two to enable": ["enable", "a", "b"],
+    "two to disable": ["disable", "a", "b"],
+    "words after start": ["start", "now"],
+    "words after stop": ["stop", "now"],
+    "words after restart": ["restart", "now"],
+    "an unknown option of status": ["status", "--all"],
+    "a session without a name": ["trace", "start"],
+    "a session whose name is a path": ["trace", "start", "a/b"],
+    "a session of an unknown component": ["trace", "start", "a", "nobody"],
+    "a session in an unknown kind of file": ["trace", "start", "a", "-o", "a.txt"],
+    "a size that is none": ["trace", "start", "a", "--limit", "much"],
+    "files that are none": ["trace", "start", "a", "--keep", "-1"],
+    "a session to stop without a name": ["trace", "stop"],
+    "words after trace list": ["trace", "list", "a"],
+    "a time that is none": ["trace", "rt", "--last", "soon"],
+    "a time too long ago": ["trace", "rt", "--last", "61m"],
+    "two ways to choose what is followed": ["trace", "rt", "notify", "--level", "info"],
+    "an unknown component to follow": ["trace", "rt", "nobody"],
     "no word behind trace": ["trace"],
     "an unknown word behind trace": ["trace", "format"],
     "an option behind trace": ["trace", "-q"],
@@ -171,3 +198,33 @@ def test_a_full_disk_under_a_table_is_told_in_one_line() -> None:
         result = run("protocols", stdout=full)
     assert result.returncode == 1
     assert result.stderr == "streamtap: error: No space left on device\n"
+
+
+def trace_script(*words: str) -> subprocess.CompletedProcess[str]:
+    source = "import sys; from streamtap.cli import main_trace; sys.exit(main_trace())"
+    command = [sys.executable, "-c", source, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20)
+
+
+@pytest.mark.parametrize("words", [[], ["notify", "info"], ["notify", "info", "observe"]])
+def test_the_trace_script_tells_its_arguments_where_they_are_wrong(words: list[str]) -> None:
+    result = trace_script(*words)
+    assert result.returncode == 2
+    assert "COMPONENT LEVEL VERB" in result.stderr
+    assert "start, stop, rt, fmt" in result.stderr
+
+
+def test_the_trace_script_takes_the_words_of_the_sample(tmp_path: Path) -> None:
+    environment = {"STREAMTAP_STATE_DIR": str(tmp_path), "STREAMTAP_RUN_DIR": str(tmp_path)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        assert trace_script("NOTIFY", "9", "rt").returncode == 3
+        assert trace_script("NOTIFY", "4", "rt").returncode == 2
+        result = trace_script("NOTIFY", "2", "fmt")
+        assert result.returncode == 6
+        assert f"{tmp_path}/recordings/notify.jsonl" in result.stderr
+        if os.getuid() == 0:
+            assert trace_script("NOTIFY", "1", "start").returncode == 0
+            assert '"NOTIFY@1"' in (tmp_path / "sessions.json").read_text()
+            assert trace_script("NOTIFY", "1", "stop").returncode == 0

@@ -5,6 +5,7 @@ import json
 import os
 import selectors
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from streamtap import __version__
 from streamtap.errors import NotFound
-from streamtap.events import ControlRequest
+from streamtap.events import ControlRequest, Record
 from streamtap.service.connection import LATER, Connection
 from streamtap.service.control import ControlServer
 from streamtap.service.peers import Peer
@@ -28,6 +29,8 @@ from streamtap.service.protocol import (
     Status,
     StatusReply,
 )
+from streamtap.trace.jsonlines import JsonLines
+from streamtap.trace.sink import Output
 
 DEADLINE_S = 20.0
 
@@ -58,6 +61,9 @@ class FakeService:
     def handle(self, peer: Peer, request: AnyRequest, client: Connection) -> object:
         self.handled.append(request)
         self.clients.append(client)
+        answer = self.answers.get(str(request.__struct_config__.tag))
+        if isinstance(answer, Exception):
+            raise answer
         match request:
             case Status():
                 return StatusReply(version=__version__, pid=os.getpid())
@@ -67,7 +73,7 @@ class FakeService:
                 return LATER
             case Enable(name="broken"):
                 raise RuntimeError("secret")
-            case Enable():
+            case Enable(name=str()):
                 raise NotFound(f"no filter {request.name}", "see: streamtap list")
             case AddFilters():
                 client.hold()
@@ -75,7 +81,7 @@ class FakeService:
             case Attach():
                 client.when_closed(lambda: self.ended.append(client))
                 self.streams.append(client.attach(request.id, Attached(name="one")))
-        return self.answers.get(str(request.__struct_config__.tag))
+        return answer
 
     def session_owner(self, name: str) -> int | None:
         return self.owners.get(name)
@@ -151,3 +157,53 @@ class Served:
         for stream in self.service.streams:
             stream.close()
         self.selector.close()
+
+
+class Running:
+    """A served socket whose loop runs beside the test."""
+
+    def __init__(self, path: Path) -> None:
+        self.served = Served(path)
+        self.service = self.served.service
+        self._turns = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def until(self, done: Callable[[], object]) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not done():
+            assert time.monotonic() < deadline
+            self._over.wait(0.001)
+
+    def settle(self) -> None:
+        """Until what was asked has been answered."""
+        turns = self._turns
+        self.until(lambda: self._turns > turns + 1)
+
+    @property
+    def stream(self) -> socket.socket:
+        """That of the first live session, once it is there."""
+        self.until(lambda: self.service.streams)
+        return self.service.streams[0]
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self.served.turn()
+            self._turns += 1
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join(DEADLINE_S)
+        self.served.close()
+
+
+def lines_of(*records: tuple[int, Record]) -> bytes:
+    reader, writer = socket.socketpair()
+    with reader, writer, writer.makefile("wb", buffering=0) as stream:
+        sink = JsonLines(Output(stream))  # type: ignore[arg-type]
+        sink.open()
+        for number, one in records:
+            sink.write(number, one)
+        sink.close()
+        return reader.recv(1 << 20)

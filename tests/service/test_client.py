@@ -4,24 +4,21 @@ import os
 import socket
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 import streamtap
-from helpers.control import DEADLINE_S, Served
+from helpers.control import DEADLINE_S, Running, lines_of
 from helpers.records import message, opened, record
 from streamtap.capture.inspect import LiveFlow
 from streamtap.errors import NotFound, NotRunning, ServiceError
 from streamtap.flows.scope import Scope
-from streamtap.service.client import Client, default_output, new_filter
+from streamtap.service.client import Client, new_filter
 from streamtap.service.protocol import AddFilters, Attach, SessionInfo, TraceStart, TraceStop
 from streamtap.service.state import Filter, Recorded
-from streamtap.trace.jsonlines import JsonLines
-from streamtap.trace.sink import Output
 
 FILTER = Filter(name="curl", scope=Scope("exe", "/usr/bin/curl", path="/usr/bin/curl"), bit=3)
 SESSION = Recorded(name="chat", selection=("notify",), outputs=("/var/tmp/chat.jsonl",))
@@ -43,38 +40,6 @@ FLOW = LiveFlow(
 )
 
 
-class Running:
-    """A served socket whose loop runs beside the test."""
-
-    def __init__(self, path: Path) -> None:
-        self.served = Served(path)
-        self.service = self.served.service
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def until(self, done: Callable[[], object]) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not done():
-            assert time.monotonic() < deadline
-            self._over.wait(0.001)
-
-    @property
-    def stream(self) -> socket.socket:
-        """That of the first live session, once it is there."""
-        self.until(lambda: self.service.streams)
-        return self.service.streams[0]
-
-    def _run(self) -> None:
-        while not self._over.is_set():
-            self.served.turn()
-
-    def close(self) -> None:
-        self._over.set()
-        self._thread.join(DEADLINE_S)
-        self.served.close()
-
-
 @pytest.fixture
 def running() -> Iterator[Running]:
     with tempfile.TemporaryDirectory() as folder:
@@ -89,17 +54,6 @@ def running() -> Iterator[Running]:
 def client(running: Running) -> Iterator[Client]:
     with streamtap.connect(running.served.path) as one:
         yield one
-
-
-def lines_of(*records: tuple[int, streamtap.Record]) -> bytes:
-    reader, writer = socket.socketpair()
-    with reader, writer, writer.makefile("wb", buffering=0) as stream:
-        sink = JsonLines(Output(stream))  # type: ignore[arg-type]
-        sink.open()
-        for number, one in records:
-            sink.write(number, one)
-        sink.close()
-        return reader.recv(1 << 20)
 
 
 def test_without_a_service_it_is_said_and_how_to_start_one(tmp_path: Path) -> None:
@@ -175,14 +129,14 @@ def test_a_session_is_started_and_stopped(running: Running, client: Client) -> N
 
 
 def test_a_session_without_a_file_has_one_in_the_state(
-    running: Running, client: Client, monkeypatch: pytest.MonkeyPatch
+    running: Running, client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("STREAMTAP_STATE_DIR", "/var/state")
+    monkeypatch.setenv("STREAMTAP_STATE_DIR", str(tmp_path))
     running.service.answers = {"trace_start": SESSION}
     client.start_trace("chat")
     (start,) = running.service.handled
     assert isinstance(start, TraceStart)
-    assert start.outputs == (str(default_output("chat")),) == ("/var/state/recordings/chat.jsonl",)
+    assert start.outputs == (str(tmp_path / "recordings" / "chat.jsonl"),)
 
 
 def test_records_come_typed_with_what_was_missed_and_damaged(
@@ -237,6 +191,14 @@ def test_one_that_holds_filters_is_not(running: Running, client: Client) -> None
     running.service.clients[0].close()
     with pytest.raises(ServiceError, match="ended the connection"):
         client.status()
+
+
+def test_the_end_of_the_service_can_be_waited_for(running: Running, client: Client) -> None:
+    client.stop()
+    with pytest.raises(ServiceError, match="has not ended"):
+        client.wait_until_ended(0)
+    running.service.clients[0].close()
+    client.wait_until_ended(DEADLINE_S)
 
 
 @pytest.mark.parametrize("said", [b"hello\n", b'{"id":1,"result":[1]}\n', b""])

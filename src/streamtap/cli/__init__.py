@@ -13,6 +13,7 @@ from streamtap.cli.parsing import UsageError, find, help_text, parser_of, resolv
 from streamtap.errors import StreamtapError
 
 INTERRUPTED = 130  # 128 + SIGINT
+_TRACE_VERBS = ("start", "stop", "rt", "fmt")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +48,31 @@ def main_monitor(argv: Sequence[str] | None = None) -> int:
     if words and find(words[0]) is not None:
         return main(words)
     return main(["monitor", *words])
+
+
+def main_trace(argv: Sequence[str] | None = None) -> int:
+    """The command `monitor_trace COMPONENT LEVEL VERB`: trace sessions with the arguments of the
+    sample's script, each component being a session of its own name."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in ("-h", "--help"):
+        return main(["trace", "--help"])
+    if len(words) < 3 or words[2] not in _TRACE_VERBS:
+        return _complain(
+            "monitor_trace takes COMPONENT LEVEL VERB",
+            f"VERB is one of {', '.join(_TRACE_VERBS)}",
+            2,
+        )
+    component, level, verb, *rest = words
+    name = component.lower()
+    chosen = "all" if name == "9" else component
+    if verb == "stop":
+        return main(["trace", "stop", name, *rest])
+    if verb == "fmt":
+        from streamtap.service.paths import Paths
+
+        recording = Paths.of_environment().recordings / f"{name}.jsonl"
+        return main(["trace", "fmt", str(recording), f"{chosen}@{level}", *rest])
+    return main(["trace", verb, *([name] if verb == "start" else []), f"{chosen}@{level}", *rest])
 
 
 def _run(argv: list[str]) -> int:

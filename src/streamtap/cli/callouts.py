@@ -13,7 +13,6 @@ TYPE_CHECKING = False  # as `typing` has it, which is not imported: programs sta
 if TYPE_CHECKING:
     from streamtap.service.state import Filter
 
-END_S = 60.0  # in which a service that is told to end is gone
 _COLUMNS = ("NAME", "STATE", "SCOPE", "PROTOCOL", "CONTENT", "ADDED")
 _ADD = """
 Installs the callouts, which stay until delcallouts removes them: when this command has ended,
@@ -167,21 +166,14 @@ def _is_meant(one: "Filter", kind: str, text: str) -> bool:
 
 
 def _remove_all() -> int:
-    import time
-
     from streamtap.cli.operations import operations
-    from streamtap.errors import ServiceError
-    from streamtap.service.listening import is_served
-    from streamtap.service.paths import Paths
+    from streamtap.service.client import Client
     from streamtap.service.unit import remove
 
     with operations() as chosen:
         chosen.remove()
-    until = time.monotonic() + END_S
-    while is_served(Paths.of_environment().control):
-        if time.monotonic() > until:
-            raise ServiceError(f"the service has not ended within {END_S:.0f} s")
-        time.sleep(0.02)
+        if isinstance(chosen, Client):
+            chosen.wait_until_ended()
     if (unit := remove()) is not None:
         print(f"removed {unit}")
     print("removed filters and callouts")

@@ -1,7 +1,14 @@
-"""`status` and `flows`: what is attached in the kernel now, whoever attached it."""
+"""`flows`, and what is attached in the kernel now, whoever attached it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from streamtap.cli.parsing import Arguments, Parser, say
 from streamtap.cli.tables import add_json, print_json, print_table
+
+TYPE_CHECKING = False  # as `typing` has it, which is not imported: programs start faster
+if TYPE_CHECKING:
+    from streamtap.capture.inspect import Attached, LiveFlow
 
 NOT_RUNNING = 3
 _COLUMNS = (
@@ -10,87 +17,85 @@ _COLUMNS = (
 )
 
 
-def status_options(parser: Parser) -> None:
-    add_json(parser)
+class Holder(NamedTuple):
+    """Callouts that are attached, and how many connections they watch."""
 
+    attached: "Attached"
+    flows: int
 
-def flows_options(parser: Parser) -> None:
-    add_json(parser)
-
-
-def status(arguments: Arguments) -> int:
-    from streamtap.capture.callouts import require_rights
-    from streamtap.capture.inspect import Attached, Lister, attached
-    from streamtap.trace.text import counted, duration, printable, size
-
-    require_rights()
-    found = attached()
-    lister = Lister() if found else None
-    flows = [len(lister.flows(one)) for one in found] if lister else []
-    if lister:
-        lister.close()
-
-    def told(one: Attached, count: int) -> dict[str, object]:
+    def as_json(self) -> dict[str, object]:
+        one = self.attached
         return {
             "pids": one.pids,
             "command": [_command(pid) for pid in one.pids],
             "uptime_s": round(one.uptime_s, 3),
             "hooks": one.hooks,
             "counters": one.counters,
-            "flows": count,
+            "flows": self.flows,
             "abi": one.abi,
         }
 
-    if arguments.json:
-        print_json([told(one, count) for one, count in zip(found, flows, strict=True)])
-    else:
-        for one, count in zip(found, flows, strict=True):
-            holder = ", ".join(f"{pid}  {printable(_command(pid))}" for pid in one.pids)
-            print(f"monitor {holder or 'held by no process that can be seen here'}")
-            print(f"  up       {duration(round(one.uptime_s * 1e9))}")
-            print(f"  hooks    {' '.join(one.hooks)}")
-            if not one.readable:
-                print("  counters of another version of streamtap")
-                continue
-            counters = one.counters
-            print(f"  flows    {count}")
-            print(
-                f"  seen     {counted(counters['segments'], 'segment')}, "
-                f"{size(counters['seen_bytes'])}: {size(counters['captured_bytes'])} copied, "
-                f"{size(counters['counted_bytes'])} counted"
-            )
-            print(
-                f"  lost     {counted(counters['lost_segments'], 'segment')}, "
-                f"{size(counters['lost_bytes'])}"
-            )
+
+def attached_now() -> list[Holder]:
+    """Of all processes, and what is pinned. Raises PermissionMissing."""
+    from streamtap.capture.callouts import require_rights
+    from streamtap.capture.inspect import Lister, attached
+
+    require_rights()
+    found = attached()
     if not found:
-        say("streamtap: nothing is attached")
-        return NOT_RUNNING
-    return 0
+        return []
+    lister = Lister()
+    try:
+        return [Holder(one, len(lister.flows(one))) for one in found]
+    finally:
+        lister.close()
+
+
+def print_attached(found: Sequence[Holder]) -> None:
+    from streamtap.trace.text import counted, duration, printable, size
+
+    for one, count in found:
+        holder = ", ".join(f"{pid}  {printable(_command(pid))}" for pid in one.pids)
+        print(f"monitor {holder}" if holder else "callouts that no process here holds: pinned")
+        print(f"  up       {duration(round(one.uptime_s * 1e9))}")
+        print(f"  hooks    {' '.join(one.hooks)}")
+        if not one.readable:
+            print("  counters of another version of streamtap")
+            continue
+        counters = one.counters
+        print(f"  flows    {count}")
+        print(
+            f"  seen     {counted(counters['segments'], 'segment')}, "
+            f"{size(counters['seen_bytes'])}: {size(counters['captured_bytes'])} copied, "
+            f"{size(counters['counted_bytes'])} counted"
+        )
+        print(
+            f"  lost     {counted(counters['lost_segments'], 'segment')}, "
+            f"{size(counters['lost_bytes'])}"
+        )
+
+
+def flows_options(parser: Parser) -> None:
+    parser.description = (
+        "Lists the connections that are watched now: by the service where it runs, "
+        "else by monitors and pinned callouts."
+    )
+    add_json(parser)
 
 
 def flows(arguments: Arguments) -> int:
     import msgspec
 
-    from streamtap.capture.callouts import require_rights
-    from streamtap.capture.inspect import Lister, attached
     from streamtap.trace.text import printable, size
 
-    require_rights()
-    found = attached()
-    if not found:
-        if arguments.json:
-            print_json([])
-        say("streamtap: no monitor is running")
-        return NOT_RUNNING
-    lister = Lister()
-    try:
-        rows = [flow for one in found for flow in lister.flows(one)]
-    finally:
-        lister.close()
+    rows = _rows()
     if arguments.json:
-        print_json([msgspec.structs.asdict(flow) for flow in rows])
-    else:
+        print_json([msgspec.structs.asdict(flow) for flow in rows or ()])
+    if rows is None:
+        say("streamtap: nothing watches: no service, no monitor, no callouts")
+        return NOT_RUNNING
+    if not arguments.json:
         print_table(
             _COLUMNS,
             (
@@ -104,6 +109,27 @@ def flows(arguments: Arguments) -> int:
             ),
         )
     return 0
+
+
+def _rows() -> "Sequence[LiveFlow] | None":
+    """None where nothing watches."""
+    from streamtap.cli.operations import running
+
+    if (client := running()) is not None:
+        with client:
+            return client.flows()
+    from streamtap.capture.callouts import require_rights
+    from streamtap.capture.inspect import Lister, attached
+
+    require_rights()
+    found = attached()
+    if not found:
+        return None
+    lister = Lister()
+    try:
+        return [flow for one in found for flow in lister.flows(one)]
+    finally:
+        lister.close()
 
 
 def _command(pid: int) -> str:

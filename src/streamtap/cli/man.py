@@ -8,13 +8,17 @@ from streamtap.cli.parsing import EXIT_CODES, Parser, every_verb, parser_of
 
 _ABOUT = """streamtap shows what one application says over TCP, and to whom, while it runs. It marks
 the sockets of that application in the kernel, by eBPF, and leaves all other traffic alone. The
-command monitor is the same as streamtap monitor."""
+command monitor is the same as streamtap monitor. The command monitor_trace COMPONENT LEVEL VERB has
+the arguments in the order of the trace script of the WFP sample: start, stop, rt and fmt are those
+of streamtap trace, and each component is a session of its own."""
 _ENVIRONMENT = (
     ("NO_COLOR", "no colour, on a terminal too"),
     ("STREAMTAP_LIBBPF", "the library to use instead of libbpf.so.1"),
     ("STREAMTAP_CALLOUTS", "dynptr or scratch: the variant of the callouts to load"),
-    ("STREAMTAP_BPF_DIR", "for cleanup, instead of /sys/fs/bpf/streamtap"),
-    ("STREAMTAP_RUN_DIR", "for cleanup, instead of /run/streamtap"),
+    ("STREAMTAP_STATE_DIR", "for filters, sessions and recordings, instead of /var/lib/streamtap"),
+    ("STREAMTAP_RUN_DIR", "for the control socket, instead of /run/streamtap"),
+    ("STREAMTAP_BPF_DIR", "for pinned callouts, instead of /sys/fs/bpf/streamtap"),
+    ("STREAMTAP_UNIT_DIR", "for the unit, instead of /etc/systemd/system"),
 )
 _EXAMPLES = (
     ("sudo streamtap monitor /usr/bin/curl", "what every curl says, from now on"),

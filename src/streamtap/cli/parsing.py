@@ -14,11 +14,11 @@ EXIT_CODES = (
     ("0", "done; for monitor also: ended by Ctrl-C, or its reader closed the pipe"),
     ("1", "failed, for example an output that cannot be written"),
     ("2", "wrong usage"),
-    ("3", "nothing is running"),
+    ("3", "the service, or what was asked for, is not running"),
     ("4", "not permitted: the message names the missing right"),
     ("5", "the kernel or a library lacks something: streamtap doctor explains"),
-    ("6", "no such program, process, user, cgroup or file"),
-    ("7", "what was to be made is there already: the folder of --extract"),
+    ("6", "no such filter, session, program, process, user, cgroup or file"),
+    ("7", "it is there already: a filter, a session, the service, the folder of --extract"),
     ("8", "data was lost, and --strict was given"),
     ("124", "--duration ended and no connection was seen"),
     ("126, 127", "the command could not be launched"),
@@ -44,10 +44,18 @@ VERBS = (
     Verb("monitor", "watch now, until interrupted", "live"),
     Verb("read", "the same records from captures: pcap, pcapng", "offline"),
     Verb("conv", "the conversations of captures and recordings", "conv"),
-    Verb("trace", "print what was recorded", "trace"),
+    Verb("addcallouts", "install the callouts, and filters that persist", "callouts"),
+    Verb("delcallouts", "remove a filter, or filters and callouts", "callouts"),
+    Verb("list", "the filters that persist", "callouts"),
+    Verb("enable", "enable a filter, or all", "callouts"),
+    Verb("disable", "disable a filter, or all; connections go on", "callouts"),
+    Verb("start", "start the service that parses and traces", "service"),
+    Verb("stop", "end the service; callouts and filters stay", "service"),
+    Verb("restart", "end the service and start it again", "service"),
+    Verb("status", "how the service is, and which callouts are attached", "service"),
+    Verb("trace", "sessions that record or follow, and recordings printed", "trace"),
     Verb("query", "ask a recording in SQL", "query"),
-    Verb("flows", "the connections that running monitors watch", "kernel"),
-    Verb("status", "the callouts that are attached now, and by whom", "kernel"),
+    Verb("flows", "the connections that are watched now", "kernel"),
     Verb("protocols", "the protocols that are understood", "upkeep"),
     Verb("doctor", "whether this machine has what streamtap needs", "doctor"),
     Verb("cleanup", "remove what streamtap left behind", "upkeep"),
@@ -55,7 +63,13 @@ VERBS = (
 )
 # The words that may follow a verb, each with options of its own.
 SUBVERBS: dict[str, tuple[Verb, ...]] = {
-    "trace": (Verb("trace fmt", "print recordings in any form of output", "trace"),),
+    "trace": (
+        Verb("trace start", "record, now and whenever the service runs", "sessions"),
+        Verb("trace stop", "end a session that records", "sessions"),
+        Verb("trace list", "the sessions that there are", "sessions"),
+        Verb("trace rt", "follow what the service traces", "sessions"),
+        Verb("trace fmt", "print recordings in any form of output", "trace"),
+    ),
 }
 
 
@@ -160,7 +174,7 @@ def help_text() -> str:
     """What `streamtap --help` says."""
     lines = ["usage: streamtap VERB [OPTION...]        streamtap VERB --help tells its options", ""]
     lines += ["Shows what one application says over TCP, and to whom, while it runs.", ""]
-    lines += [f"  {verb.name:10} {verb.summary}" for verb in VERBS]
+    lines += [f"  {verb.name:11} {verb.summary}" for verb in VERBS]
     lines += ["", "  --help     this text", "  --version  the version", "", "exit codes:"]
     lines += [f"  {code:9} {meaning}" for code, meaning in EXIT_CODES]
     lines += ["", "example: sudo streamtap monitor /usr/bin/curl"]

@@ -10,8 +10,8 @@ def add_json(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON array, on one line")
 
 
-def print_json(rows: Sequence[object]) -> None:
-    print(json.dumps(rows, ensure_ascii=False))
+def print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False))
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -28,7 +28,11 @@ def trace_options(parser: Parser) -> None:
     words = SUBVERBS["trace"]
     parser.usage = "streamtap trace VERB [OPTION...]"
     parser.description = "\n".join(
-        ["Prints what was recorded.", "", *(f"  {verb.name:14} {verb.summary}" for verb in words)]
+        [
+            "Trace sessions: what records, what is followed, what was recorded.",
+            "",
+            *(f"  {verb.name:14} {verb.summary}" for verb in words),
+        ]
     )
     parser.epilog = "streamtap trace VERB --help tells the options of one"
 

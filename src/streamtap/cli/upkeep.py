@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from streamtap.cli.parsing import Arguments, Parser
 from streamtap.cli.tables import add_json, print_json, print_table
-from streamtap.errors import PermissionMissing
+from streamtap.errors import AlreadyRunning, PermissionMissing
 
 BPF_DIR = "/sys/fs/bpf/streamtap"
 RUN_DIR = "/run/streamtap"
@@ -44,12 +44,18 @@ def cleanup_options(parser: Parser) -> None:
     parser.description = (
         "Removes what streamtap has pinned and stored for as long as the machine runs: "
         f"$STREAMTAP_BPF_DIR ({BPF_DIR}) and $STREAMTAP_RUN_DIR ({RUN_DIR}).\n"
-        "A monitor pins nothing and mounts nothing that others see; those that run are left alone."
+        "A monitor pins nothing and mounts nothing that others see; those that run are left "
+        "alone.\nFilters are kept and come back with the service; delcallouts removes them as well."
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
 
 
 def cleanup(arguments: Arguments) -> int:
+    from streamtap.service.listening import is_served
+    from streamtap.service.paths import Paths
+
+    if is_served(Paths.of_environment().control):
+        raise AlreadyRunning("the service runs", "sudo streamtap stop")
     roots = (
         os.environ.get("STREAMTAP_BPF_DIR") or BPF_DIR,
         os.environ.get("STREAMTAP_RUN_DIR") or RUN_DIR,

@@ -48,6 +48,7 @@ from streamtap.service.state import KEEP, LIMIT_BYTES, Filter, Recorded
 from streamtap.service.stream import Lines, Records
 from streamtap.service.wire import decode_reply, encode_request, error_of
 
+END_S = 60.0  # for what the rings hold, and for recordings to be written
 TIMEOUT_S = 60.0  # a service that is asked much makes its clients wait
 _SCOPES = ("exe", "comm", "cmdline", "pid", "uid", "cgroup", "unit")
 T = TypeVar("T")
@@ -116,6 +117,12 @@ class Client:
         """Ends the service; callouts and filters stay."""
         self._exchange(Stop())
 
+    def wait_until_ended(self, timeout_s: float = END_S) -> None:
+        """After `stop` or `remove`: until the service has let go of this connection, the last thing
+        that it does. Raises ServiceError where it takes longer."""
+        if self._lines.read(timeout_s) is not None:
+            raise ServiceError(f"the service has not ended within {timeout_s:.0f} s")
+
     # --- sessions ----------------------------------------------------------------------------
 
     def start_trace(
@@ -139,7 +146,7 @@ class Client:
             Recorded(
                 name=name,
                 selection=selection,
-                outputs=tuple(paths or [str(default_output(name))]),
+                outputs=tuple(paths or [str(own_recording(name))]),
                 content=content,
                 filters=tuple(filters),
                 limit_bytes=limit_bytes,
@@ -258,9 +265,12 @@ def _whole(given: str) -> str:
     return os.path.abspath(found) if (found := shutil.which(given)) else ""
 
 
-def default_output(name: str) -> Path:
-    """Where a session records that names no file."""
-    return Paths.of_environment().recordings / f"{name}.jsonl"
+def own_recording(name: str) -> Path:
+    """The file of a session that names none; root finds its folder made. Raises OSError."""
+    folder = Paths.of_environment().recordings
+    if os.getuid() == 0:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder / f"{name}.jsonl"
 
 
 def _connect(path: Path) -> socket.socket:

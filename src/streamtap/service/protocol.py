@@ -164,7 +164,7 @@ class TraceStart(Request, frozen=True, kw_only=True, tag="trace_start"):
     content: Content = "meta"
     filters: Names = ()
     limit_bytes: Annotated[int, Meta(ge=MIN_LIMIT_BYTES, le=MAX_NUMBER)] = LIMIT_BYTES
-    keep: Annotated[int, Meta(ge=1, le=MAX_KEEP)] = KEEP
+    keep: Annotated[int, Meta(ge=0, le=MAX_KEEP)] = KEEP
 
     def concerned(self) -> Sequence[str]:
         return (self.name, f"content {self.content}", *self.filters)
