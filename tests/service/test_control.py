@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -115,6 +116,15 @@ def test_a_reply_may_come_later_and_the_next_request_waits_for_it(served: Served
     assert served.reply(client)["error"]["code"] == 6
     assert served.reply(client)["id"] == 2
     assert [told.result for told in served.service.told] == ["failed: gone", "granted"]
+
+
+def test_what_was_granted_later_is_told_though_the_client_has_gone(served: Served) -> None:
+    client = served.connect()
+    client.sendall(b'{"id":1,"verb":"enable","name":"later"}\n')
+    served.until(lambda: served.service.handled)
+    served.service.clients[0].close()
+    served.service.clients[0].finish(None)
+    assert [told.result for told in served.service.told] == ["granted"]
 
 
 def test_a_client_of_another_version_is_told_so_but_may_stop_the_service(served: Served) -> None:
@@ -319,6 +329,35 @@ def test_connections_of_a_user_are_bounded_and_the_next_is_told(
     clients[0].close()
     served.until(lambda: len(served.server.connections) == 2)
     assert "result" in served.ask(served.connect(), verb="status")
+
+
+def test_for_want_of_descriptors_a_connection_waits(served: Served) -> None:
+    client = socket.socket(socket.AF_UNIX)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with client:
+        free = os.dup(client.fileno())
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            client.connect(str(served.path))
+            client.sendall(b'{"id":1,"verb":"status"}\n')
+            served.turn()
+            assert served.turn() == pytest.approx(1.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        served.turn()
+        assert served.service.handled == []
+        served.clock.now += 1
+        client.setblocking(False)
+        assert "result" in served.reply(client)
+
+
+def test_descriptors_that_a_client_sends_are_not_taken(served: Served) -> None:
+    client = served.connect()
+    before = len(os.listdir("/proc/self/fd"))
+    socket.send_fds(client, [b'{"id":1,"verb":"status"}\n'], [0, 1, 2])
+    assert "result" in served.reply(client)
+    assert len(os.listdir("/proc/self/fd")) == before + 1  # the connection
 
 
 def test_records_of_what_was_refused_are_bounded_and_the_rest_is_counted(

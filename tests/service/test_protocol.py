@@ -1,6 +1,7 @@
 """What may be said on the control socket, and what is refused."""
 
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -8,14 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtap.errors import AlreadyExists, NotFound, PermissionMissing, StreamtapError
+from streamtap.service.bounds import Bounds
 from streamtap.service.protocol import (
+    MAX_FILTERS,
+    MAX_LAST_S,
     MAX_LINE,
     MAX_REPLY,
+    MAX_WORDS,
     REQUESTS,
     AddFilters,
     Attach,
     Failure,
     NewFilter,
+    SessionInfo,
     Status,
     StatusReply,
     TraceStart,
@@ -33,6 +39,7 @@ from streamtap.service.wire import (
     told,
 )
 
+REFERENCE = Path(__file__).parent.parent.parent / "docs" / "reference" / "control-socket.md"
 CURL = NewFilter(kind="exe", given="curl", path="/usr/bin/curl")
 START = TraceStart(id=3, name="chat", outputs=("/var/tmp/chat.jsonl",))
 WRONG = {
@@ -171,3 +178,34 @@ def test_a_recording_goes_to_an_absolute_path_of_a_known_kind(path: str) -> None
 def test_a_filter_is_resolved_by_its_whole_path_and_keeps_what_was_written() -> None:
     scope = NewFilter(kind="exe", given="env", path="/usr/bin/env").resolve()
     assert (scope.path, scope.given) == ("/usr/bin/env", "env")
+
+
+def test_the_reference_tells_every_verb_with_its_fields_and_what_comes_back() -> None:
+    text = REFERENCE.read_text()
+    for kind in REQUESTS:
+        verb = str(kind.__struct_config__.tag)
+        assert f"`{verb}`" in text
+        for name in set(kind.__struct_fields__) - {"id", "version"}:
+            rows = [row for row in text.splitlines() if row.startswith("|") and f"`{verb}`" in row]
+            assert any(f"`{name}`" in row for row in rows), f"{verb} {name}"
+    for result in (StatusReply, SessionInfo):
+        for name in result.__struct_fields__:
+            assert f"`{name}`" in text, f"{result.__name__} {name}"
+
+
+def test_the_limits_that_the_reference_tells_are_those_in_force() -> None:
+    text, bounds = REFERENCE.read_text(), Bounds()
+    for row in (
+        f"| a request | {MAX_LINE >> 10} KiB |",
+        f"| a reply | {MAX_REPLY >> 20} MiB |",
+        f"| connections of one user | {bounds.per_user}; of root {bounds.root} |",
+        f"| connections of all users but root | {bounds.connections} |",
+        f"| requests of one user | {bounds.rate:.0f} a second, {bounds.burst} at once |",
+        f"| time without a whole request | {bounds.idle_s:.0f} s, ",
+        f"| time in which a waiting reply is not read at all | {bounds.stall_s:.0f} s |",
+        f"| replies that wait for one user | {bounds.pending >> 20} MiB |",
+        f"| filters in a request | {MAX_FILTERS} |",
+        f"| words of a selection | {MAX_WORDS} |",
+        f"| `last_s` | {MAX_LAST_S:.0f} s |",
+    ):
+        assert row in text

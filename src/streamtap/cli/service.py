@@ -45,7 +45,7 @@ def start(arguments: Arguments) -> int:
 
 def _start(*, foreground: bool = False, force: bool = False) -> int:
     from streamtap.cli.operations import running
-    from streamtap.errors import AlreadyRunning, StreamtapError
+    from streamtap.errors import AlreadyRunning, PermissionMissing, StreamtapError
     from streamtap.service.detach import detach
     from streamtap.service.keeper import run
     from streamtap.service.notify import Ready, ready
@@ -64,6 +64,8 @@ def _start(*, foreground: bool = False, force: bool = False) -> int:
 
     try:
         begun = detach(begin, log=paths.log)
+    except PermissionError as error:
+        raise PermissionMissing(f"{paths.log}: {error.strerror}", "run with sudo") from error
     except OSError as error:
         raise StreamtapError(f"{paths.log}: {error.strerror}") from error
     print(f"started, process {begun.pid}: {begun.status}")

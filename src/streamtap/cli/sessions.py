@@ -3,6 +3,7 @@
 import os
 import re
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 
 from streamtap.cli.options import (
     add_choice,
@@ -100,8 +101,7 @@ def trace_rt_options(parser: Parser) -> None:
     parser.set_defaults(write=None, extract=None)
 
 
-def _add_filters(add: object) -> None:
-    assert callable(add)
+def _add_filters(add: Callable[..., object]) -> None:
     add(
         "--filter",
         action="append",
@@ -124,11 +124,11 @@ def trace_start(arguments: Arguments) -> int:
             f"streamtap trace start {arguments.name} -o {arguments.name}.jsonl",
         )
 
-    import pwd
     import time
 
     from streamtap.cli.operations import operations
     from streamtap.service.client import own_recording
+    from streamtap.service.peers import user_name
     from streamtap.service.state import KEEP, LIMIT_BYTES, Recorded
     from streamtap.trace.text import printable
 
@@ -141,7 +141,7 @@ def trace_start(arguments: Arguments) -> int:
                 outputs=tuple(outputs or [str(own_recording(arguments.name))]),
                 content=arguments.content,
                 uid=os.getuid(),
-                user=_user(pwd.getpwuid, os.getuid()),
+                user=user_name(os.getuid()),
                 filters=tuple(arguments.filter),
                 limit_bytes=LIMIT_BYTES if arguments.limit is None else arguments.limit,
                 keep=KEEP if arguments.keep is None else arguments.keep,
@@ -154,14 +154,6 @@ def trace_start(arguments: Arguments) -> int:
     if not running:
         say("streamtap: it records as soon as the service runs: sudo streamtap start")
     return 0
-
-
-def _user(find: object, uid: int) -> str:
-    assert callable(find)
-    try:
-        return str(find(uid).pw_name)
-    except KeyError:
-        return str(uid)
 
 
 def trace_stop(arguments: Arguments) -> int:

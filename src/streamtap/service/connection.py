@@ -74,11 +74,13 @@ class Connection:
     def finish(self, outcome: object) -> None:
         """Replies to the request for which `handle` gave LATER; an exception is an error."""
         request = self._waiting
-        if request is None or self.closed:
+        if request is None:
             return
         self._waiting = None
         failure = failure_of(outcome) if isinstance(outcome, Exception) else None
-        self._server.told(self.peer, request, failure)
+        self._server.told(self.peer, request, failure)  # also if the client has gone meanwhile
+        if self.closed:
+            return
         if self.attached:
             if failure is not None:
                 self.close()

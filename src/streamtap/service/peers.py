@@ -40,11 +40,15 @@ class Peer(msgspec.Struct, frozen=True):
 
     @property
     def user(self) -> str:
-        """The name of the user; the number where there is none."""
-        try:
-            return pwd.getpwuid(self.uid).pw_name
-        except KeyError:
-            return str(self.uid)
+        return user_name(self.uid)
+
+
+def user_name(uid: int) -> str:
+    """The name of a user; the number where there is none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def peer_of(connection: socket.socket) -> Peer:
