@@ -4,9 +4,12 @@ A batch holds as many records as a poll finds when the callouts wake their reade
 fifty thousand round trips a second.
 """
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bench.rounds import Plan, line, per_item, spread
 from bench.spans import Span, Words
@@ -14,12 +17,13 @@ from streamtap.events import Record
 from streamtap.model import Content, Direction, Segment
 from streamtap.pipeline import Pipeline, Places
 from streamtap.streams import Reassembler
-from streamtap.trace import JsonLines, Output, choose
+from streamtap.trace import JsonLines, Output, Recording, choose
 from streamtap.trace.pcapng import Pcapng
 
 CONNECTIONS = 100
 TURNS = 100
 BATCH = 1000
+SOCKET = 64 << 10  # bytes that a recorder reads at once
 NOTHING: Places = frozenset()
 CHAT: Words = (b"\xe7" * 100, b"\xe7" * 100)
 BULK: Words = (b"\xe7" * 65_000, b"\xe7" * 65_000)
@@ -110,7 +114,7 @@ def _feed_json(span: Span, places: Places) -> int:
 
 
 def sinks(plan: Plan) -> None:
-    """Records to JSON lines, segments to packets."""
+    """Records to JSON lines and recordings, segments to packets."""
     records: list[Record] = []
     with _span(*[CHAT] * TURNS) as span:
         _feed(span, choose().places, records.extend)
@@ -124,9 +128,37 @@ def sinks(plan: Plan) -> None:
             return len(records)
 
         _nanoseconds("sinks: JSON line, per record", write, plan)
+    _recordings(records, plan)
     for name, words, turns in (("messages", CHAT, TURNS), ("64 KiB", BULK, 2)):
         with _span(*[words] * turns) as span:
             _packets(name, span, plan)
+
+
+def _recordings(records: list[Record], plan: Plan) -> None:
+    """What the lines of a session cost on their way into files that rotate, on this machine's
+    disk; they come as a socket gives them."""
+    types = {type(record.body) for record in records}
+    lines = io.BytesIO()
+    sink = JsonLines(Output(lines))
+    for number, record in enumerate(records, 1):
+        sink.write(number, record)
+    sink.flush()
+    pieces = []
+    lines.seek(0)
+    while piece := lines.read(SOCKET):
+        pieces.append(piece + lines.readline())
+    with TemporaryDirectory() as folder:
+        for ending in ("jsonl", "sqlite"):
+
+            def write(path: Path = Path(folder, f"bench.{ending}")) -> int:
+                recording = Recording(path, types, keep=0)
+                recording.open()
+                for piece in pieces:
+                    recording.take(piece)
+                recording.close()
+                return len(records)
+
+            _nanoseconds(f"sinks: recording, {ending}, per record", write, plan)
 
 
 def _packets(name: str, span: Span, plan: Plan) -> None:

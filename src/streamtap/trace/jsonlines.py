@@ -249,4 +249,6 @@ def _clean(value: object) -> object:
 
 def clean_text(text: str) -> str:
     """The text with lone surrogates as escapes; any other text as it is."""
+    if text.isascii():  # nearly all is
+        return text
     return text.encode("utf-8", "backslashreplace").decode()

@@ -53,6 +53,7 @@ class Sqlite:
         self._rows: list[Row] = []
         self._talks: dict[str, Talk] = {}
         self._flows: dict[str, FlowInfo] = {}  # as they were last written
+        self._links: set[tuple[str, str]] = set()  # conversations and flows, the same
         self.last = 0  # the highest number that was in the file when it was opened
 
     @property
@@ -110,7 +111,12 @@ class Sqlite:
             talk = self._talks.get(conversation)
             if talk is None:
                 talk = self._talks[conversation] = Talk(time_ns, time_ns)
-            talk.add(time_ns, name, body)
+            talk.add(time_ns, body)
+            if name is not None and (conversation, name) not in self._links:
+                if len(self._links) >= _FLOWS:
+                    self._links.clear()
+                self._links.add((conversation, name))
+                talk.flows.add(name)
         self._rows.append(
             (
                 *(number, time_ns, *place(body), tag_of(body)),
@@ -142,6 +148,7 @@ class Sqlite:
                 _insert(database, rows, statements, talks)
         except sqlite3.Error as error:
             self._flows.clear()  # those of this batch were not written
+            self._links.clear()
             with suppress(sqlite3.Error):
                 if database.in_transaction:
                     database.execute("ROLLBACK")

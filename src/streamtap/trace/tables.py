@@ -106,7 +106,8 @@ class _Person:
 
 @dataclass
 class Talk:
-    """What some records add to the rows of one conversation; flows: those they came on."""
+    """What some records add to the rows of one conversation; flows: those that it may not be known
+    to be on."""
 
     first_ns: int
     last_ns: int
@@ -119,13 +120,11 @@ class Talk:
     flows: set[str] = field(default_factory=set)
     people: dict[str, _Person] = field(default_factory=dict)
 
-    def add(self, time_ns: int, flow: str | None, body: Body) -> None:
+    def add(self, time_ns: int, body: Body) -> None:
         tag = tag_of(body)
         self.first_ns = min(self.first_ns, time_ns)
         self.last_ns = max(self.last_ns, time_ns)
         self.records += 1
-        if flow is not None:
-            self.flows.add(flow)
         self.protocol = self.protocol or _text(body, "protocol")
         if tag == "im.connect":
             self.service = self.service or _text(body, "service")
