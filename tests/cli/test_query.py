@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import time
@@ -80,6 +81,9 @@ def test_rows_are_printed_as_they_come_and_many_cost_no_memory(database: Path) -
         "CREATE TABLE x (y)",
         "CREATE TEMP TABLE x (y)",
         "DROP TABLE records",
+        "UPDATE sqlite_master SET sql = ''",
+        "SELECT * FROM pragma_user_version(9)",
+        "SELECT * FROM pragma_wal_checkpoint('TRUNCATE')",
         "PRAGMA user_version = 9",
         "PRAGMA query_only = OFF",
         "PRAGMA writable_schema = ON",
@@ -182,3 +186,31 @@ def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
     assert run("query", str(tmp_path / "none"), "SELECT 1").returncode == 6
     text.write_text("some\ntext\n")
     assert run("query", str(text), "SELECT 1").returncode == 1
+
+
+def test_queries_that_the_reference_shows_can_be_asked(path: Path) -> None:
+    page = Path(__file__).parent.parent.parent / "docs" / "reference" / "outputs.md"
+    [block] = re.findall(r"^```sql\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    queries = [query for query in block.split(";") if query.strip()]
+    assert len(queries) > 4
+    shown = [run("query", str(path), query, "--json") for query in queries]
+    assert [each.stderr for each in shown] == [""] * len(queries)
+    assert all(each.stdout for each in shown[:4])
+    assert json.loads(shown[0].stdout)["messages"] == 2
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT value FROM records, json_each(body, '$.recipients') WHERE event = 'im.message'",
+        "SELECT name FROM pragma_table_info('records')",
+        "EXPLAIN QUERY PLAN SELECT * FROM records WHERE conversation = 'c1'",
+        "PRAGMA user_version",
+        "PRAGMA integrity_check",
+        "VALUES (1), (2)",
+    ],
+)
+def test_whatever_reads_is_allowed(sql: str, path: Path) -> None:
+    result = run("query", str(path), sql)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(result.stdout.splitlines()) > 1
