@@ -24,7 +24,7 @@ from helpers.records import (
     record,
 )
 from streamtap.events import LEVELS, PROVIDERS, Body, Event, FlowInfo, Record, place, tag_of
-from streamtap.trace.jsonlines import ENVELOPE, JsonLines, RecordDecoder, decode
+from streamtap.trace.jsonlines import ENVELOPE, JsonLines, RecordDecoder, decode, numbered
 from streamtap.trace.sink import Output
 
 BODIES = [kind for kind in KINDS.values() if kind not in ABSTRACT]
@@ -55,6 +55,14 @@ def test_the_line_of_a_pattern_is_the_contract_to_the_letter() -> None:
         '"protocol":"msnp","pattern":"client-to-client","sender":"bob@example.com",'
         '"recipients":["alice@example.com"],"kind":"text","content_type":"text/plain","size":11}'
     ]
+
+
+@pytest.mark.parametrize("first", [1, 997, 999, 1000, 1001, 9_999_990, 10**12 - 3])
+def test_numbers_are_put_before_lines_as_they_count(first: int) -> None:
+    rests = [b'"at":%d}\n' % at for at in range(2100)]
+    told = numbered(first, rests).splitlines()
+    assert told == [b'{"number":%d,"at":%d}' % (first + at, at) for at in range(2100)]
+    assert numbered(first, []) == b""
 
 
 def test_in_captures_the_application_is_null() -> None:

@@ -7,7 +7,6 @@ from parts that are kept per kind of body and per flow.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from typing import Literal, Protocol, cast
 
 import msgspec
@@ -23,7 +22,9 @@ ENVELOPE = frozenset(
         *("app", "flow", "local", "remote", "role", "peer", "direction"),
     )
 )
-HEAD = b'{"number":%d,'  # what a line begins with
+_HEAD = b'{"number":'  # what a line begins with
+_PLAIN = [b"%d," % low for low in range(1000)]
+_PADDED = [b"%03d," % low for low in range(1000)]
 _FLOWS = 4096  # flows whose part of the line is kept
 _DIRECTIONS: dict[str | None, bytes] = {
     None: b"",
@@ -35,7 +36,7 @@ _DIRECTIONS: dict[str | None, bytes] = {
 class LineEncoder:
     """Encodes records as lines but for their number, which is each session's own.
 
-    A line is `HEAD % number` and that.
+    `numbered` makes lines of that.
     """
 
     def __init__(self) -> None:
@@ -95,11 +96,21 @@ class LineEncoder:
 
 
 def numbered(first: int, lines: Sequence[bytes]) -> bytes:
-    """What `LineEncoder.encode` gave, each with its number in front, counted from `first` on."""
-    numbers = range(first, first + len(lines))
-    return (
-        (HEAD + b"%b") * len(lines) % tuple(chain.from_iterable(zip(numbers, lines, strict=True)))
-    )
+    """What `LineEncoder.encode` gave, each with its number in front, counted from `first` on.
+
+    Thousands and the rest of a number are put there by slices: a third of what formatting costs.
+    """
+    parts: list[bytes] = []
+    at = 0
+    while at < len(lines):
+        high, low = divmod(first + at, 1000)
+        some = lines[at : at + 1000 - low]
+        block = [_HEAD + b"%d" % high if high else _HEAD] * (3 * len(some))
+        block[1::3] = (_PADDED if high else _PLAIN)[low : low + len(some)]
+        block[2::3] = some
+        parts += block
+        at += len(some)
+    return b"".join(parts)
 
 
 class JsonLines:
@@ -117,7 +128,7 @@ class JsonLines:
         self._output.open()
 
     def write(self, number: int, record: Record) -> None:
-        self._output.put(self._encode(record, HEAD % number))
+        self._output.put(self._encode(record, b'{"number":%d,' % number))
 
     def flush(self) -> None:
         self._output.flush()

@@ -1,7 +1,8 @@
 """One session that is told over a socket: what waits for it, and what it lost.
 
-What waits are lines without numbers, which all sessions share; numbers are put in front when the
-lines are joined for a send. What was joined is sent to its end before more is, so no line is cut.
+What waits are batches of lines without numbers, which all sessions share; numbers are put in front
+when batches are joined for a send. What was joined is sent to its end before more is, so no line is
+cut.
 
 A reader that stalls fills its queue. From the first record on that finds no room, all are lost
 until the queue is empty, for one hole is easier to understand than many. Numbers go on meanwhile.
@@ -10,6 +11,7 @@ until the queue is empty, for one hole is easier to understand than many. Number
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import accumulate, takewhile
 
 from streamtap.events import Record, StreamLimit
 from streamtap.model import Content
@@ -64,7 +66,7 @@ class Subscriber:
         self._joined = _NOTHING
         self._first = deque(first)
         self._first_bytes = sum(length for _, length in first)
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[tuple[Sequence[bytes], int]] = deque()  # a batch, and its bytes
         self._queue_bytes = 0
         self._lost = 0
         self._lost_ns = 0
@@ -79,22 +81,16 @@ class Subscriber:
         the last of them."""
         self.number += len(lines)
         room = self._bound - len(self._joined) - self._queue_bytes
-        if not self._lost and length <= room:
-            self._queue.extend(lines)
+        if self._lost or length > room:
+            fit = 0 if self._lost else _fitting(lines, room)
+            self._lost += len(lines) - fit
+            self._lost_ns = time_ns
+            self.dropped += len(lines) - fit
+            lines = lines[:fit]
+            length = sum(map(len, lines))
+        if lines:
+            self._queue.append((lines, length))
             self._queue_bytes += length
-            return
-        fit = 0
-        if not self._lost:
-            for line in lines:
-                room -= len(line)
-                if room < 0:
-                    break
-                fit += 1
-                self._queue.append(line)
-                self._queue_bytes += len(line)
-        self._lost += len(lines) - fit
-        self._lost_ns = time_ns
-        self.dropped += len(lines) - fit
 
     def push(self) -> bool:
         """Sends once what the socket takes. True where there is more for when it takes again."""
@@ -124,7 +120,7 @@ class Subscriber:
         """Closes the socket. What still waited counts as dropped: its numbers are given."""
         # A line feed in front is the end of somebody else's line.
         unsent = bytes(self._joined).lstrip(b"\n").count(b"\n")
-        self.dropped += unsent + len(self._first) + len(self._queue)
+        self.dropped += unsent + len(self._first) + sum(len(lines) for lines, _ in self._queue)
         self._joined = _NOTHING
         self._first.clear()
         self._queue.clear()
@@ -139,15 +135,11 @@ class Subscriber:
             self._first_bytes -= kept
             lines.append(self._encode(record, self.content))
             length += len(lines[-1])
-        # Only where `first` is at its end is there room left.
-        if length + self._queue_bytes <= self._at_once:
-            lines.extend(self._queue)
-            self._queue.clear()
-            self._queue_bytes = 0
         while self._queue and length <= self._at_once:
-            lines.append(self._queue.popleft())
-            self._queue_bytes -= len(lines[-1])
-            length += len(lines[-1])
+            batch, size = self._queue.popleft()
+            self._queue_bytes -= size
+            lines += batch
+            length += size
         joined = self._begin + numbered(self._number + 1, lines)
         self._begin = b""
         self._number += len(lines)
@@ -163,3 +155,9 @@ class Subscriber:
         self._lost = 0
         line = self._encode(Record(time_ns=self._lost_ns, body=limit), self.content)
         return numbered(self._number, [line])
+
+
+def _fitting(lines: Sequence[bytes], room: int) -> int:
+    """How many lines, from the first on, fit into `room` bytes."""
+    ends = accumulate(map(len, lines))
+    return sum(1 for _ in takewhile(lambda end: end <= room, ends))
