@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from multiprocessing import get_context
 
-from bench import live, memory, msnp, offline
+from bench import hub, live, memory, msnp, offline
 from bench.rounds import Plan, line
 
 MEMORY: dict[str, Callable[[Plan], None]] = {
@@ -17,6 +17,7 @@ MEMORY: dict[str, Callable[[Plan], None]] = {
     "opaque": memory.opaque,
     "msnp": msnp.msnp,
     "sinks": memory.sinks,
+    "hub": hub.hub,
     "captures": offline.offline,
 }
 LIVE: dict[str, Callable[[Plan], None]] = {
