@@ -263,8 +263,12 @@ def test_a_socket_that_connects_again_within_a_drain_has_two_flows_each_with_its
     callouts.data.write(segment_record(sequence=903, data=b"ond", time_ns=6))
     callouts.control.write(opened_record(time_ns=8))
     callouts.data.write(segment_record(sequence=70, data=b"third", time_ns=9))
-    items = source.drain()
-    assert kinds(items) == [Opened, Segment, Closed, Opened, Segment, Closed, Opened, Segment]
+    drains = [source.drain() for _ in range(3)]
+    # One life in each, for what takes a batch closes flows when it has seen all of it.
+    assert [kinds(items) for items in drains] == [
+        [Opened, Segment, Closed], [Opened, Segment, Closed], [Opened, Segment],
+    ]  # fmt: skip
+    items = [item for items in drains for item in items]
     assert said(items) == [(0, b"first"), (900, b"second"), (70, b"third")]
     directions = [item.direction for item in items if isinstance(item, Segment)]
     assert directions == [Direction.TO_SERVER, Direction.TO_CLIENT, Direction.TO_SERVER]

@@ -83,8 +83,16 @@ class Lives:
                 step.record["candidates"] &= enabled
 
     def due(self, position: int) -> Iterator[Step]:
+        """The steps to be made; not both the end of a life and the begin of the next, for what is
+        given together has each flow once."""
+        closed = set()
         while self._steps and position >= self._steps[0][0]:
-            step = self._steps.popleft()[1]
+            step = self._steps[0][1]
+            if isinstance(step, Opening) and step.flow_id in closed:
+                return
+            if isinstance(step, Closing):
+                closed.add(step.flow_id)
+            self._steps.popleft()
             if isinstance(step, Scoping):
                 self._scopings[step.flow_id] -= 1
                 if not self._scopings[step.flow_id]:
