@@ -120,6 +120,7 @@ class Keeper:
             self._tell_filters()
             self._parser.start()
             self._begin()
+            self._parser.begin()
             ready(f"watching {len(self._registry.filters())} filters")
             due = 0.0
             while not self._stop:

@@ -170,6 +170,10 @@ class Attach(Message, frozen=True, tag="attach"):
     opening: bool = False
 
 
+class Begin(Message, frozen=True, tag="begin"):
+    """The sessions that there are have been told of: what the rings hold may be read."""
+
+
 class Detach(Message, frozen=True, tag="detach"):
     session: _Name
 
@@ -190,8 +194,8 @@ class Finish(Message, frozen=True, tag="finish"):
     undecided: Natural = 0
 
 
-Order = Setup | SetFilters | Attach | Detach | Note | Finish
-FromKeeper = Verdict | Numbers | Rows | Text | Setup | SetFilters | Attach | Detach | Note | Finish
+Order = Setup | SetFilters | Attach | Begin | Detach | Note | Finish
+FromKeeper = Verdict | Numbers | Rows | Text | Order
 
 encode = msgspec.msgpack.Encoder().encode
 decode_from_parser = msgspec.msgpack.Decoder(FromParser).decode

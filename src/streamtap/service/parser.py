@@ -107,6 +107,7 @@ class Parser:
             key=key,
         )
         self._slots: dict[str, int] = {}
+        self._last_order: messages.Finish | None = None
         self._turns = 0
         self._tick_due_ns = 0
         self._totals_due = 0.0
@@ -117,11 +118,13 @@ class Parser:
     # --- the loop --------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Finds the flows that are open. The filters have to be known: their order comes first."""
+        """Takes in the sessions that there are, and finds the flows that are open."""
         first = self._kernel.wait().order
         if not isinstance(first, messages.SetFilters):
             raise LinkError("the keeper tells of no filters")
         self._know(first)
+        while not isinstance((given := self._kernel.wait()).order, messages.Begin):
+            self._obey([given])
         self._source.resume(first.enabled)
         self._beat()
 
@@ -142,14 +145,14 @@ class Parser:
         items = self._source.poll(timeout_s)
         # Before what came is told: the orders tell how much of it may be.
         self._obey(self._kernel.receive())
-        if self.finished:
-            return
         self._tell(self._pipeline.feed(items) if items else [])
         given_ns = self._source.given_ns
         if self._pipeline.pending or given_ns >= self._tick_due_ns:
             self._tick_due_ns = given_ns + TICK_AT_LEAST_NS
             self._tell(self._pipeline.tick(given_ns))
         self._end_turn()
+        if self._last_order is not None:
+            self._finish(self._last_order)
 
     def _tell(self, records: Sequence[Record]) -> None:
         if records:
@@ -212,9 +215,8 @@ class Parser:
                     body: Body = msgspec.json.decode(order.body, type=_NOTES)
                     self._tell(self._pipeline.note(order.time_ns, body))
                 case messages.Finish():
-                    self._finish(order)
-                    return
-                case messages.Setup():
+                    self._last_order = order  # when the turn is over
+                case messages.Setup() | messages.Begin():
                     raise LinkError("the keeper begins twice")
 
     def _set_filters(self, order: messages.SetFilters) -> None:

@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 class ParserProcess:
     """began: called when a parser is there that knows nothing yet; with whether one was before.
+        It reads the rings after `begin`, which is to follow what it is to know.
     left: called with the name of a session that nobody reads any more.
     confined: what it gave up, in words; empty before it has said so. restarts: since the keeper
     began."""
@@ -81,6 +82,10 @@ class ParserProcess:
         self._selector.register(self._end.fd, selectors.EVENT_READ, self._serve)
         self._selector.register(self._pidfd, selectors.EVENT_READ, lambda events: self._ended())
         self._began(again)
+
+    def begin(self) -> None:
+        """Every session that there is has been told to it: it may read the rings."""
+        self._order(messages.Begin())
 
     def _serve(self, events: int) -> None:
         if self._end is None:
@@ -138,6 +143,7 @@ class ParserProcess:
             self.restarts += 1
             try:
                 self.start()
+                self.begin()
             except OSError as error:
                 _log.error("the parser cannot be started: %s", error)
                 self._again()

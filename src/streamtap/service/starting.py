@@ -29,8 +29,9 @@ def start_parser(
     *,
     argv: tuple[str, ...] = (sys.executable, "-P", "-m", "streamtap.service.parser"),
 ) -> Started:
-    """Starts it; `told.ready` is called when it reads the rings. It dies with the thread that
-    calls this, so that no second one ever reads them at the same time.
+    """Starts it. It reads the rings when it is ordered to `Begin`, which is to follow the orders
+    about the sessions that are to miss nothing; then `told.ready` is called. It dies with the
+    thread that calls this, so that no second one ever reads them at the same time.
 
     data_fd, control_fd: of the rings; setup tells their sizes. filters: those of now.
     """
