@@ -190,3 +190,59 @@ def test_a_socket_that_connects_again_is_two_flows(
     assert [closed["sent"] for closed in closings(session)] == [6, 11]
     assert len({record["flow"] for record in closings(session)}) == 1
     assert all(closed["complete"] for closed in closings(session))
+
+
+def test_offsets_stay_true_however_often_a_parser_is_killed_in_the_middle_of_a_stream(
+    client: Puppet, server: Puppet, service: Service
+) -> None:
+    keeper = service.parser(enabled=1, sessions=[messages.Attach("one", 0, content="full")])
+    service.attach(enabled=1)
+    join(client, server)
+    server.begin("discard(s)")
+    # Each eight bytes tell where they are.
+    client.begin(
+        "import select\n"
+        "at = 0\n"
+        "while not select.select([0], [], [], 0.001)[0]:\n"
+        "    s.sendall(b''.join(b'%07d\\n' % n for n in range(at, at + 100)))\n"
+        "    at += 100\n"
+        "s.close()"
+    )
+    told: list[dict[str, Any]] = []
+    for number in range(6):
+        session = keeper.sessions["one"]
+        keeper.until(lambda: len(session.of("data")) > 2, "it is told")  # noqa: B023
+        if number == 5:
+            break
+        os.kill(keeper.process.pid, signal.SIGKILL)
+        keeper.until_ended()
+        told += session.records
+        last, dropped = keeper.board.session(0)
+        assert last >= session.records[-1]["number"]
+        attach = messages.Attach("one", 0, content="full", after=last, dropped=dropped)
+        keeper = service.parser(enabled=1, board=keeper.board, sessions=[attach])
+    client.begin("at * 8")
+    client.result()
+    sent = client.result()
+    assert server.result() == sent
+    session = keeper.sessions["one"]
+    keeper.until(lambda: closings(session), "the flow is closed")
+    (closed,) = closings(session)
+    assert closed["sent_total"] == sent
+    assert closed["sent"] + closed["missing"] == sent
+    told += session.records
+    opened = [record for record in told if record["event"] == "flow.opened"]
+    assert [record["midstream"] for record in opened] == [False] + [True] * 5
+    gaps = [record for record in told if record["event"] == "stream.gap"]
+    assert [(gap["offset"], gap["cause"]) for gap in gaps] == [(0, "midstream")] * 5
+    assert [record["number"] for record in told] == sorted({record["number"] for record in told})
+    data = [record for record in told if record["event"] == "data"]
+    for record in data:
+        offset, text = record["offset"], record["content"]
+        first = offset // 8
+        expected = "".join(f"{n:07d}\n" for n in range(first, first + len(text) // 8 + 2))
+        assert expected[offset % 8 :][: len(text)] == text
+        assert len(text) == min(record["length"], 65536)
+    # Each goes on behind what the one before it had read.
+    resumed = [gap["length"] for gap in gaps]
+    assert resumed == sorted(resumed)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from helpers.kernels import FakeKernel
-from helpers.parsers import Keeper, descriptors_of, keep, status_of
+from helpers.parsers import Keeper, Session, descriptors_of, keep, status_of
 from helpers.rings import closed_record, listing, opened_record, segment_record
 from streamtap.events import Started
 from streamtap.model import Policy
@@ -255,6 +255,24 @@ def test_a_broken_record_ends_no_parser(kernel: FakeKernel, start: Keep) -> None
     say(kernel, b"\0hello")
     keeper.until(lambda: session.of("flow.identified"), "what follows is told")
     assert keeper.process.poll() is None
+
+
+def test_a_session_that_cannot_be_is_refused_and_the_others_go_on(
+    kernel: FakeKernel, start: Keep
+) -> None:
+    keeper = start()
+    session = keeper.attach("one")
+    refused = keeper.attach("two", 1, selection=("nonsense",)), keeper.attach("three", 5000)
+    keeper.until(lambda: keeper.parted == ["two", "three"], "they are refused")
+    keeper.until(lambda: all(one.ended for one in refused), "their sockets are closed")
+    twice = Session()
+    keeper.end.order(messages.Attach("one", 2), twice.theirs.fileno())
+    keeper.end.order(messages.Note(0, b'{"event": "what?"}'))
+    open_flow(kernel)
+    keeper.until(lambda: session.records, "the first goes on")
+    assert keeper.parted == ["two", "three"]
+    twice.theirs.close()
+    twice.close()
 
 
 def test_a_parser_without_a_keeper_ends(kernel: FakeKernel, start: Keep) -> None:

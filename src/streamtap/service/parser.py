@@ -212,8 +212,7 @@ class Parser:
                     if order.session in self._slots:
                         self._part(order.session)
                 case messages.Note():
-                    body: Body = msgspec.json.decode(order.body, type=_NOTES)
-                    self._tell(self._pipeline.note(order.time_ns, body))
+                    self._note(order)
                 case messages.Finish():
                     self._last_order = order  # when the turn is over
                 case messages.Setup() | messages.Begin():
@@ -246,11 +245,32 @@ class Parser:
             }
         )
 
+    def _note(self, order: messages.Note) -> None:
+        try:
+            body: Body = msgspec.json.decode(order.body, type=_NOTES)
+        except msgspec.DecodeError as error:
+            _log.error("a note that is no record: %s", error)
+            return
+        self._tell(self._pipeline.note(order.time_ns, body))
+
     def _attach(self, order: messages.Attach, out: socket.socket) -> None:
-        if order.slot >= SLOTS or order.session in self._slots:
+        """One that cannot be is as if its reader had gone at once."""
+        try:
+            if order.slot >= SLOTS:
+                raise ValueError(f"no slot {order.slot}")
+            self._listen(order, out)
+        except (ValueError, OSError) as error:
+            _log.error("session %s: %s", order.session, error)
             out.close()
-            raise LinkError("a session that cannot be")
-        selection = parse(order.selection)
+            if order.session not in self._slots:
+                self._kernel.tell(messages.Gone(order.session))
+            return
+        self._slots[order.session] = order.slot
+        self._follow()
+
+    def _listen(self, order: messages.Attach, out: socket.socket) -> None:
+        """Raises ValueError for what cannot be meant."""
+        selection, content = parse(order.selection), _content(order.content)
         now_ns = time.time_ns()
         opening: list[Record] = []
         if order.opening:
@@ -263,7 +283,7 @@ class Parser:
             order.session,
             out,
             selection,
-            content=_content(order.content),
+            content=content,
             filters=order.filters,
             after=order.after,
             dropped=order.dropped,
@@ -271,8 +291,6 @@ class Parser:
             resumed=order.resumed,
             opening=opening,
         )
-        self._slots[order.session] = order.slot
-        self._follow()
 
     def _part(self, name: str) -> None:
         session = self._hub.sessions[name]
@@ -323,7 +341,11 @@ class Parser:
 
 
 def _content(word: str) -> Content:
-    return Content[word.upper()]
+    """Raises ValueError."""
+    try:
+        return Content[word.upper()]
+    except KeyError:
+        raise ValueError(f"no content level {word!r}") from None
 
 
 def _concerns(record: Record, filters: int) -> bool:
