@@ -230,6 +230,21 @@ def test_after_a_crash_the_next_parser_goes_on_where_the_first_one_was(
     assert (closed["flow"], closed["sent"], closed["complete"]) == ("2", 4, True)
 
 
+def test_ten_thousand_flows_are_taken_over(kernel: FakeKernel, start: Keep) -> None:
+    kernel.rows = np.repeat(listing(totals=(100, 7)), 10_000)
+    kernel.rows["opened"]["flow_id"] = np.arange(1, 10_001)
+    keeper = start(sessions=[messages.Attach("all", 0, ("monitor",))])
+    session = keeper.sessions["all"]
+    keeper.until(lambda: len(session.records) == 10_000, "they are told")
+    assert all(record["midstream"] for record in session.of("flow.opened"))
+    assert keeper.board.total("flows_open") == 10_000
+    late = keeper.attach("late", 1, opening=True)
+    keeper.until(lambda: len(late.records) == 30_000, "they are told again")
+    assert len(late.of("stream.gap")) == 20_000
+    assert keeper.finish() == 0
+    assert len(session.of("flow.closed")) == 10_000
+
+
 def test_a_flow_that_waits_in_the_rings_is_told_whole_by_the_next_parser(
     kernel: FakeKernel, start: Keep
 ) -> None:

@@ -56,6 +56,8 @@ class Candidates:
         path = self._paths.get(record["process_id"])
         if path is None:  # its record was lost with the control ring full
             path = self._kernel.program_of(record["pid"])
+            if path:
+                remember(self._paths, record["process_id"], path, REMEMBERED)
         return path
 
     def _decide(self, candidate: Candidate) -> int:

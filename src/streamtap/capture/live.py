@@ -53,6 +53,7 @@ ACTIVE_S = 0.015  # longer than the callouts' pause between wake-ups: a late rec
 LINGER_BYTES = 64 << 10  # fewer that came meanwhile wait for the next wake-up, or ACTIVE_S
 IDLE_S = 0.5
 FOREIGN = 4096  # flows found to be out of scope, which the ring may hold segments of
+AT_ONCE = 1024  # items that were made before the rings were read
 CLOCK_S = 1.0  # how often the offset between the kernel's clock and Unix time is read again
 
 _segment_row, _orphan_row = Row(SEGMENT_RECORD), Row(ORPHAN_TUPLE)
@@ -111,7 +112,7 @@ class LiveSource:
         self.release()
         data = self._data
         unread = data.produced - data.position
-        if not self._lives and unread < min(LINGER_BYTES, data.size // 16):
+        if not self._lives and not self._early and unread < min(LINGER_BYTES, data.size // 16):
             # Soon after records there may be more that woke nobody. The few that came while we
             # were busy wait for company: a batch costs as much as a hundred records.
             wait_s = min(timeout_s, ACTIVE_S) if self._active or unread else timeout_s
@@ -139,7 +140,9 @@ class LiveSource:
         data = self._data
         now_ns = time.time_ns()
         before_control = data.produced
-        items, self._early = self._early, []
+        items, self._early = self._early[:AT_ONCE], self._early[AT_ONCE:]
+        if self._early:  # thousands of flows were taken over: nobody can take them all at once
+            return items
         self._read_control(items)
         if due:
             self._make_up(items)

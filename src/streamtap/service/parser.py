@@ -58,6 +58,7 @@ TICK_S = 0.01  # while bursts are open
 TICK_AT_LEAST_NS = 1_000_000_000  # else: what waits for a flow that is never opened has to go
 TOTALS_S = 1.0  # between two looks at the callouts' counters
 LAST_DRAIN_S = 5.0  # for what is left at the end; traffic may go on
+CLOSED_AT_ONCE = 1024  # flows, at the end: more than that no session's queue has room for
 LAST_FLUSH_S = 2.0  # for sessions to take what they were told
 _PR_SET_PDEATHSIG = 1
 _KEY_BYTES = 16
@@ -310,7 +311,11 @@ class Parser:
         while not self._source.is_drained and time.monotonic() < deadline:
             self._tell(self._pipeline.feed(self._source.poll(0)))
             self._end_turn()
-        self._tell(self._pipeline.feed(self._source.finish(standing)))
+        items = self._source.finish(standing)
+        deadline = time.monotonic() + LAST_FLUSH_S
+        for at in range(0, len(items), CLOSED_AT_ONCE):
+            self._tell(self._pipeline.feed(items[at : at + CLOSED_AT_ONCE]))
+            self._empty_queues(deadline)
         self._totals_due = 0.0
         self._beat()
         pipeline = self._pipeline
@@ -322,15 +327,18 @@ class Parser:
             drops=sum(self._losses().values()) + order.undecided,
         )
         self._tell(pipeline.note(time.time_ns(), stopped))
+        self._empty_queues(max(deadline, time.monotonic() + LAST_FLUSH_S / 2))
+        self.finished = True
+
+    def _empty_queues(self, deadline: float) -> None:
+        """Until the sessions have taken what they were told, or the deadline."""
         self._end_turn()
-        deadline = time.monotonic() + LAST_FLUSH_S
         while any(session.queued for session in self._hub.sessions.values()):
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 break
             select.select([self._hub.fd], [], [], left_s)
             self._end_turn()
-        self.finished = True
 
     def close(self) -> None:
         """Ends the sessions; what of them could not be sent is counted as dropped."""
