@@ -44,13 +44,14 @@ def speaker(program: Path, puppet: Callable[..., Puppet]) -> Puppet:
 def until(records: Records, kind: type, count: int = 1) -> list[Record]:
     """Reads until so many of a kind have come; all that came."""
     found: list[Record] = []
-    for record in records:
-        found.append(record)
-        if isinstance(record.body, kind):
-            count -= 1
-            if not count:
-                return found
-    raise AssertionError(f"the session ended before a {kind.__name__}: {found}")
+
+    def came() -> bool:
+        found.extend(records.wait(0.2))
+        assert not records.ended, f"the session ended: {found}"
+        return sum(isinstance(record.body, kind) for record in found) >= count
+
+    eventually(came, f"{count} {kind.__name__}, but {found}")
+    return found
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -163,10 +164,10 @@ def test_a_parser_that_is_killed_is_replaced_and_every_session_goes_on(
             until(records, FlowOpened)
             os.kill(service.parser_pid, 9)
             say(speaker, server, b"two")
-            leave(speaker, server)
-            came = until(records, FlowClosed)
             eventually(lambda: client.status().parser_restarts == 1, "it is counted")
             eventually(lambda: client.status().confined, "the new one is confined")
+            leave(speaker, server)
+            came = until(records, FlowClosed)
     (closed,) = [one.body for one in came if isinstance(one.body, FlowClosed)]
     assert closed.sent_total == 6
     assert not is_alive(service.parser_pid)

@@ -13,7 +13,6 @@ import signal
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from streamtap import __version__
 from streamtap.capture.identity import host_key
@@ -29,8 +28,9 @@ from streamtap.events import (
     StateChanged,
 )
 from streamtap.service.board import Board
-from streamtap.service.connection import LATER, Connection
+from streamtap.service.connection import Connection
 from streamtap.service.control import ControlServer
+from streamtap.service.listening import is_served
 from streamtap.service.notify import Ready, stopping, watchdog
 from streamtap.service.parsing import ParserProcess
 from streamtap.service.paths import Paths
@@ -59,6 +59,7 @@ from streamtap.service.registry import PERSISTENT, Registry
 from streamtap.service.sessions import Session, SessionTable
 from streamtap.service.state import Filter, Recorded
 from streamtap.trace import parse
+from streamtap.trace.text import counted
 
 LAYERS = ("flow_established", "stream")
 TICK_S = 1.0
@@ -83,6 +84,7 @@ class Keeper:
         for end in (self._signals, self._signal_end):
             end.setblocking(False)
         self._registry = _open_registry(paths, force)
+        self._registry.make_room = self._make_room
         self._server = ControlServer(self, self._selector, paths.control)
         try:
             callouts = self._registry.driver.callouts
@@ -121,7 +123,7 @@ class Keeper:
             self._parser.start()
             self._begin()
             self._parser.begin()
-            ready(f"watching {len(self._registry.filters())} filters")
+            ready(f"watching for {counted(len(self._registry.filters()), 'filter')}")
             due = 0.0
             while not self._stop:
                 now = time.monotonic()
@@ -139,6 +141,11 @@ class Keeper:
 
     def _begin(self) -> None:
         callouts = self._registry.driver.callouts
+        for stored in self._registry.recorded:
+            try:
+                self._record(stored)
+            except (StreamtapError, OSError) as error:
+                _log.error("session %s: %s", stored.name, error)
         self._note(Started(version=__version__, source="live callouts"))
         self._note(ControlOpened(path=str(self._paths.control)))
         state = "adopted" if self._registry.adopted else "attached"
@@ -146,11 +153,6 @@ class Keeper:
         if self._unseen:
             self._note(ControlState(state=f"{self._unseen} bytes passed unseen"))
             _log.warning("%d bytes passed unseen since a service ran", self._unseen)
-        for stored in self._registry.recorded:
-            try:
-                self._record(stored)
-            except (StreamtapError, OSError) as error:
-                _log.error("session %s: %s", stored.name, error)
 
     def _tick(self) -> None:
         watchdog()
@@ -189,6 +191,11 @@ class Keeper:
         if numbers.strip(bytes([signal.SIGHUP, signal.SIGCHLD])):
             self._stop = "signal"
 
+    def _make_room(self) -> None:
+        """While processes are judged, which may be more than the control ring has room for: the
+        parser reads it, and asks."""
+        self._parser.serve()
+
     # --- records of our own ----------------------------------------------------------------------
 
     def _note(self, body: Body) -> None:
@@ -224,7 +231,8 @@ class Keeper:
             case TraceStop():
                 return self._trace_stop(request.name)
             case Attach():
-                return self._attach(peer, request, client)
+                self._attach(peer, request, client)
+                return None
 
     def session_owner(self, name: str) -> int | None:
         return next((one.uid for one in self._registry.recorded if one.name == name), None)
@@ -268,6 +276,7 @@ class Keeper:
     def _delete(self, names: Iterable[str]) -> Iterable[Filter]:
         gone = self._registry.delete(list(names))
         self._tell_filters()
+        self._narrow()
         self._note_filters("deleted", gone)
         return gone
 
@@ -275,6 +284,17 @@ class Keeper:
         """Temporary filters whose client has gone."""
         if not self._stop:
             self._delete(name for name in names if name in self._registry.temporary)
+
+    def _narrow(self) -> None:
+        """A bit may become another filter's: no session keeps one of a filter that is gone."""
+        bits = {one.name: 1 << one.bit for one in self._registry.all_filters()}
+        for session in self._sessions:
+            if session.filters:
+                mask = sum(bits.get(name, 0) for name in session.filters)
+                if mask != session.mask:
+                    session.mask = mask
+                    self._parser.detach(session)
+                    self._parser.attach(session)
 
     def _note_filters(self, action: str, filters: Iterable[Filter]) -> None:
         for one in filters:
@@ -354,7 +374,7 @@ class Keeper:
             self._sessions.remove(session)
         return gone
 
-    def _attach(self, peer: Peer, request: Attach, client: Connection) -> object:
+    def _attach(self, peer: Peer, request: Attach, client: Connection) -> None:
         if request.both_ends:
             raise ValueError("the service tells what two watched applications say once")
         mask = self._mask_of(request.filters)
@@ -365,7 +385,6 @@ class Keeper:
         session.mask = mask
         client.when_closed(lambda: self._left(session))
         self._parser.attach(session, last_s=request.last_s, opening=True)
-        return LATER
 
     def _left(self, session: Session) -> None:
         if not self._stop:
@@ -417,16 +436,6 @@ def run(paths: Paths, ready: Ready, *, force: bool = False) -> int:
     """
     logging.basicConfig(format="streamtap: %(message)s", level=logging.INFO)
     return Keeper(paths, force=force).run(ready)
-
-
-def is_served(path: Path) -> bool:
-    """Whether somebody listens there."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
 
 
 def _open_registry(paths: Paths, force: bool) -> Registry:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from streamtap.capture.kernel import Candidate, Kernel
 from streamtap.capture.layout import FLOW_LISTING
 from streamtap.capture.ring import Ring
-from streamtap.errors import ServiceError
 from streamtap.model import Policy
 from streamtap.service import messages
 from streamtap.service.messages import Message, Order
@@ -34,7 +33,7 @@ _LEAST_BUFFER = 4 * messages.MOST_BYTES
 AnswerT = TypeVar("AnswerT", bound=messages.Answer)
 
 
-class LinkError(ServiceError):
+class LinkError(Exception):
     """The other end has gone, does not answer, or says what nobody understands."""
 
 

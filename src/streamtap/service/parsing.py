@@ -79,7 +79,7 @@ class ParserProcess:
         self._started = time.monotonic()
         self.confined = ()
         self._pidfd = os.pidfd_open(self._process.pid)
-        self._selector.register(self._end.fd, selectors.EVENT_READ, self._serve)
+        self._selector.register(self._end.fd, selectors.EVENT_READ, self.serve)
         self._selector.register(self._pidfd, selectors.EVENT_READ, lambda events: self._ended())
         self._began(again)
 
@@ -87,7 +87,8 @@ class ParserProcess:
         """Every session that there is has been told to it: it may read the rings."""
         self._order(messages.Begin())
 
-    def _serve(self, events: int) -> None:
+    def serve(self, events: int = 0) -> None:
+        """Answers what it has asked."""
         if self._end is None:
             return
         try:

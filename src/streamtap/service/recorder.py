@@ -209,7 +209,7 @@ class Session:
             self._skipping = True
             self._cut += 1
         if whole:
-            lines = data[:whole]
+            lines = _without_empty(data[:whole])
             self._lines += lines.count(b"\n")
             for recording in list(self._recordings):
                 try:
@@ -234,6 +234,13 @@ class Session:
             except OSError as error:
                 self._on_output(recording.name, error)
         self._tell(Answer(ended=self.counters))
+
+
+def _without_empty(lines: bytes) -> bytes:
+    """A parser that takes over begins with a line feed, for the line before may be cut."""
+    if b"\n\n" not in lines and lines[:1] != b"\n":
+        return lines
+    return b"".join(line for line in lines.splitlines(keepends=True) if line != b"\n")
 
 
 # --- the process ---------------------------------------------------------------------------------

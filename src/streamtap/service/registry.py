@@ -34,7 +34,8 @@ MAX_SESSIONS = 4000
 
 
 class Registry:
-    """adopted: pins of an earlier process were found. removed: old folders of pins, taken away."""
+    """adopted: pins of an earlier process were found. make_room: called now and then while
+    processes are judged, for the control ring has not room for all of a machine."""
 
     def __init__(self, paths: Paths, *, force: bool = False) -> None:
         """Raises Busy, PermissionMissing, StreamtapError for damaged state."""
@@ -51,6 +52,7 @@ class Registry:
         self._temporary: dict[str, Filter] = {}
         self._cgroups: dict[int, int] = {}
         self.adopted = False
+        self.make_room: Callable[[], None] | None = None
 
     # --- the callouts ----------------------------------------------------------------------------
 
@@ -275,8 +277,8 @@ class Registry:
         if before & ~self.mask:
             callouts.unmark()
         if fresh := self.mask & ~before:
-            callouts.seed(fresh)
-            callouts.adopt()
+            callouts.seed(fresh, make_room=self.make_room)
+            callouts.adopt(make_room=self.make_room)
 
     def _save(self, filters: tuple[Filter, ...], *, enabled: bool | None = None) -> None:
         now = self._filters.enabled if enabled is None else enabled
