@@ -208,7 +208,7 @@ def test_an_interrupt_ends_it_in_good_order(tmp_path: Path) -> None:
 def test_the_words_of_trace_are_listed() -> None:
     assert "trace fmt" in run("trace", "--help").stdout
     assert run("trace", "format").stderr.startswith(
-        "streamtap: error: no verb 'trace format': there are trace fmt"
+        "streamtap: error: no verb 'trace format': there are trace start, "
     )
 
 

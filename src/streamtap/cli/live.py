@@ -8,10 +8,15 @@ from streamtap.cli.options import (
     add_scopes,
     check_output,
     check_scopes,
+    scopes_given,
     seconds,
 )
 from streamtap.cli.parsing import Arguments, Parser, UsageError
 from streamtap.cli.signals import Stop
+
+TYPE_CHECKING = False  # as `typing` has it, which is not imported: programs start faster
+if TYPE_CHECKING:
+    from streamtap.flows.scope import Scope
 
 PACE_S = 0.15  # of the demo: a person can follow
 _MONITOR = """
@@ -52,7 +57,37 @@ def demo_options(parser: Parser) -> None:
 def monitor(arguments: Arguments) -> int:
     _check_live(arguments)
     check_scopes(arguments)
-    return _watch(arguments)
+    with Stop() as stop:
+        try:
+            from streamtap.cli.attached import attach, can_attach
+            from streamtap.cli.operations import running
+
+            client = running() if can_attach(arguments) else None
+            if client is not None:
+                return attach(arguments, stop, client)
+            if arguments.command is None and not scopes_given(arguments):
+                arguments.registered = _registered()
+            from streamtap.cli.watching import watch
+
+            return watch(arguments, stop)
+        except KeyboardInterrupt:  # the second signal: something blocked
+            return 128 + stop.number
+
+
+def _registered() -> "list[Scope]":
+    """The scopes of the filters that persist, where no service watches them. Raises UsageError
+    where there are none."""
+    from streamtap.service.paths import Paths
+    from streamtap.service.state import Filters, load
+
+    filters = load(Paths.of_environment().filters, Filters)
+    scopes = [one.scope for one in filters.filters if one.enabled and filters.enabled]
+    if not scopes:
+        raise UsageError(
+            "nothing to watch: no program is named, and no filters are registered",
+            "streamtap monitor /usr/bin/curl    or: streamtap addcallouts /usr/bin/curl",
+        )
+    return scopes
 
 
 def demo(arguments: Arguments) -> int:

@@ -198,7 +198,7 @@ def check_later(arguments: Arguments) -> None:
 
 
 def check_scopes(arguments: Arguments) -> None:
-    """Raises UsageError where it is not clear what is to be watched."""
+    """Raises UsageError for scopes that contradict each other."""
     command = arguments.command
     if command is not None and not (command and command[0]):
         raise UsageError("-- needs a command")
@@ -206,11 +206,6 @@ def check_scopes(arguments: Arguments) -> None:
         raise UsageError("--pid and -- COMMAND contradict each other")
     if arguments.follow_forks and not arguments.pid and command is None:
         raise UsageError("--follow-forks needs --pid")
-    if command is None and not scopes_given(arguments):
-        raise UsageError(
-            "nothing to watch: no program is named, and no filters are registered",
-            "streamtap monitor /usr/bin/curl    or: streamtap monitor -- curl http://example.com/",
-        )
 
 
 def scopes_given(arguments: Arguments) -> list[tuple[str, str]]:

@@ -10,6 +10,10 @@ from typing import NamedTuple, NoReturn
 
 from streamtap.errors import StreamtapError
 
+TYPE_CHECKING = False  # as `typing` has it, which is not imported: programs start faster
+if TYPE_CHECKING:
+    from streamtap.flows.scope import Scope
+
 EXIT_CODES = (
     ("0", "done; for monitor also: ended by Ctrl-C, or its reader closed the pipe"),
     ("1", "failed, for example an output that cannot be written"),
@@ -74,9 +78,11 @@ SUBVERBS: dict[str, tuple[Verb, ...]] = {
 
 
 class Arguments(argparse.Namespace):
-    """The options of a verb. command: what followed `--`, None if there was no `--`."""
+    """The options of a verb. command: what followed `--`, None if there was no `--`. registered:
+    scopes of filters that persist, where they are to be watched."""
 
     command: list[str] | None = None
+    registered: "Sequence[Scope]" = ()
 
 
 class Parser(argparse.ArgumentParser):

@@ -62,7 +62,7 @@ def watch(arguments: Arguments, stop: Stop) -> int:
 
 
 def _scopes(arguments: Arguments) -> list[Scope]:
-    scopes = []
+    scopes = list(arguments.registered)
     with contextlib.ExitStack() as stack:
         options = {}
         if arguments.cgroup or arguments.unit:

@@ -276,7 +276,6 @@ class Keeper:
     def _delete(self, names: Iterable[str]) -> Iterable[Filter]:
         gone = self._registry.delete(list(names))
         self._tell_filters()
-        self._narrow()
         self._note_filters("deleted", gone)
         return gone
 
@@ -286,7 +285,8 @@ class Keeper:
             self._delete(name for name in names if name in self._registry.temporary)
 
     def _narrow(self) -> None:
-        """A bit may become another filter's: no session keeps one of a filter that is gone."""
+        """A bit becomes another filter's: no session keeps one of a filter that is gone. Until
+        then they are told how its connections ended."""
         bits = {one.name: 1 << one.bit for one in self._registry.all_filters()}
         for session in self._sessions:
             if session.filters:
@@ -319,6 +319,7 @@ class Keeper:
 
     def _tell_more(self, filters: Sequence[Filter]) -> None:
         """The parser knows a filter before the callouts do."""
+        self._narrow()
         mask = self._registry.mask | sum(1 << one.bit for one in filters)
         self._parser.set_filters([*self._registry.all_filters(), *filters], mask)
 
