@@ -11,9 +11,13 @@ import importlib
 from pathlib import Path
 
 BUILD = Path("build") / "fuzz"
-INSTRUMENTED = ["streamtap.protocols", "streamtap.patterns", "streamtap.streams"]
+INSTRUMENTED = [
+    *("streamtap.protocols", "streamtap.patterns", "streamtap.streams"),
+    *("streamtap.capture", "streamtap.flows", "streamtap.trace.packets", "streamtap.trace.pcapng"),
+]
 LONGEST = 16 * 1024  # bytes of an input
 SLOW_S = 20  # after which an input counts as a hang
+MEMORY_MB = 600  # beyond which one counts as too greedy; a third is Python, NumPy and the fuzzer
 
 
 def main() -> None:
@@ -31,11 +35,12 @@ def main() -> None:
     for number, seed in enumerate(targets.seeds(given.target)):
         (corpus / f"seed-{number}").write_bytes(seed)
     words = BUILD / f"{given.target}.dict"
-    words.write_text("".join(f'"{_quoted(word)}"\n' for word in targets.words()))
+    words.write_text("".join(f'"{_quoted(word)}"\n' for word in targets.words(given.target)))
     options = {
         "max_total_time": given.seconds,
         "max_len": LONGEST,
         "timeout": SLOW_S,
+        "rss_limit_mb": MEMORY_MB,
         "dict": words,
         "artifact_prefix": f"{corpus}-",
     }

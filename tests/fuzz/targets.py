@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from fuzz import reading
 from helpers import transcripts
 from helpers.streams import Script, Step, Trace, assert_tiles, bytewise, run
 from protocols.samples import HTTP, MSNP, SLP, packet, second
@@ -252,11 +253,17 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "payloads": payloads,
     "web": web,
     "flows": flows,
+    "files": reading.files,
+    "frames": reading.frames,
 }
+OF_CAPTURES = ("files", "frames")
 
 
-def words() -> Iterator[bytes]:
-    """What the protocols look for: a dictionary for mutations."""
+def words(name: str) -> Iterator[bytes]:
+    """What a target looks for: a dictionary for mutations."""
+    if name in OF_CAPTURES:
+        yield from reading.words()
+        return
     for forms in FORMS:
         yield from (verb.encode() for verb in forms if not verb.isdigit())
     yield from (opening for openings in OPENINGS.values() for opening in openings)
@@ -276,7 +283,9 @@ AuthCookie IP-Address PortX Cancel-Code X-MSN-Messenger Transfer-Encoding Mail-D
 
 def seeds(name: str) -> Iterator[bytes]:
     """Inputs that a run of this target begins with."""
-    if name == "conversation":
+    if name in OF_CAPTURES:
+        yield from reading.seeds(name)
+    elif name == "conversation":
         for number, script in enumerate((*MSNP, *HTTP[:1])):
             yield bytes_of(number & 3, script)
             yield bytes_of(0, script)
