@@ -169,7 +169,7 @@ def _packets(name: str, span: Span, plan: Plan) -> None:
         tap = Pcapng(Output(null), payload=True, application="bench")
         tap.open()
         for opened in span.openings():
-            tap.opened(opened)
+            tap.opened(opened, None)
 
         def write() -> int:
             for batch in batches:

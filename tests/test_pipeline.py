@@ -28,6 +28,7 @@ from streamtap.model import (
     Role,
     Scoped,
     Segment,
+    StreamItem,
 )
 from streamtap.patterns import Data, Message
 from streamtap.pipeline import Pipeline, Terms
@@ -157,6 +158,35 @@ def test_both_ends_are_told_where_that_is_asked_for() -> None:
         ]
     )
     assert [r.direction for r in records if isinstance(r.body, Data)] == ["sent", "received"]
+
+
+class Openings:
+    """A tap that keeps which flows began, and of which others they are the other end."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, int | None]] = []
+
+    def opened(self, opened: Opened, first: Flow | None) -> None:
+        self.told.append((opened.flow.flow_id, None if first is None else first.flow_id))
+
+    def segment(self, flow: Flow, segment: Segment) -> None:
+        pass
+
+    def item(self, flow: Flow, direction: Direction, item: StreamItem) -> None:
+        pass
+
+    def closed(self, flow: Flow, closed: Closed) -> None:
+        pass
+
+
+def test_taps_are_told_which_flow_is_the_other_end_of_one_that_is_open() -> None:
+    openings = Openings()
+    pipe = Pipeline(taps=[openings])
+    pipe.feed([opened(1), opened(2, role=Role.SERVER, at_ns=1)])
+    pipe.feed([Closed(1, 2 * MS, "fin"), Closed(2, 2 * MS, "fin")])
+    pipe.feed([opened(3, at_ns=3 * MS), Closed(3, 4 * MS, "fin")])
+    pipe.feed([opened(4, role=Role.SERVER, at_ns=5 * MS)])
+    assert openings.told == [(1, None), (2, 1), (3, None), (4, None)]
 
 
 def test_an_opaque_flow_is_turned_to_count_and_its_counted_bytes_are_told() -> None:

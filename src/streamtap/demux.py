@@ -21,8 +21,9 @@ class Tap(Protocol):
     Views in it are valid during the call only. Flows that nobody wants are not shown.
     """
 
-    def opened(self, opened: Opened) -> None:
-        """A flow begins: before anything else of it."""
+    def opened(self, opened: Opened, first: Flow | None) -> None:
+        """A flow begins: before anything else of it. first: the other end of its connection, where
+        that is open already; then this one says the same once more, and may be counted only."""
 
     def segment(self, flow: Flow, segment: Segment) -> None:
         """As it came, out of order and again too."""
@@ -135,8 +136,9 @@ class Demux(Generic[OwnT]):
             self._receiver.refused(flow)
             return
         state, early = found
+        first = state.paired.flow if state.paired is not None and not state.primary else None
         for tap in self.taps:
-            tap.opened(opened)
+            tap.opened(opened, first)
         self._receiver.begin(state, opened)
         for segment in early:
             if self.taps:

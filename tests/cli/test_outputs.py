@@ -153,7 +153,7 @@ def test_packets_hold_what_was_said_where_it_was_asked_for_or_comes_from_a_file(
     flow = Flow(1, None, Endpoint("10.0.0.1", 1), Endpoint("10.0.0.2", 2), Role.CLIENT, 0)
     with outputs("-w", str(path), *words, live=live) as out:
         (tap,) = out.taps
-        tap.opened(Opened(flow, (1, 1)))
+        tap.opened(Opened(flow, (1, 1)), None)
         tap.segment(flow, Segment(1, Direction.TO_SERVER, 1, b"secret words", 5))
         out.take([])
     assert (b"secret words" in path.read_bytes()) is whole
@@ -167,6 +167,15 @@ def test_a_count_ends_a_run_that_writes_packets_alone(tmp_path: Path) -> None:
         assert not out.over
         out.take(records(OPENED))
         assert out.over
+
+
+@pytest.mark.parametrize("words", [["-w", "a.pcapng"], ["--extract", "a"]])
+def test_records_that_nobody_writes_are_not_counted(words: list[str], tmp_path: Path) -> None:
+    option, name = words
+    with outputs(option, str(tmp_path / name), "--content", "full") as out:
+        assert not out.selection.places
+        out.take(records(ASKED, OPENED))
+        assert out.records == 0
 
 
 def test_a_full_disk_is_told_once_for_packets_too(

@@ -22,7 +22,7 @@ def capture(tmp_path: Path) -> Path:
     tap = Pcapng(Output(ours), payload=True, application="test")
     tap.open()
     flow = Flow(1, None, Endpoint("10.0.0.1", 40000), Endpoint("10.0.0.2", 80), Role.CLIENT, BEGIN)
-    tap.opened(Opened(flow, (10, 20)))
+    tap.opened(Opened(flow, (10, 20)), None)
     tap.segment(flow, Segment(1, Direction.TO_SERVER, 10, b"question", BEGIN + 5, acknowledged=20))
     tap.segment(flow, Segment(1, Direction.TO_CLIENT, 20, b"answer", BEGIN + 9, acknowledged=18))
     tap.closed(flow, Closed(1, BEGIN + 12, "fin"))

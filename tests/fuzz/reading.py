@@ -137,7 +137,7 @@ class Tiling:
     def __init__(self) -> None:
         self.open: dict[int, list[int]] = {}
 
-    def opened(self, opened: Opened) -> None:
+    def opened(self, opened: Opened, first: Flow | None) -> None:
         assert opened.flow.flow_id not in self.open
         self.open[opened.flow.flow_id] = [0, 0]
 

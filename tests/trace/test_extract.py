@@ -34,7 +34,7 @@ def test_each_direction_has_a_file_and_a_line_when_its_flow_ends(tmp_path: Path)
     folder = tmp_path / "out"
     sink = Extract(folder)
     sink.open()
-    sink.opened(Opened(flow(17), (None, None)))
+    sink.opened(Opened(flow(17), (None, None)), None)
     sink.item(flow(17), TO_SERVER, chunk(0, b"hello "))
     sink.item(flow(17), TO_CLIENT, chunk(0, memoryview(b"yes")))
     sink.item(flow(17), TO_SERVER, chunk(6, b"world"))
@@ -64,7 +64,7 @@ def test_each_direction_has_a_file_and_a_line_when_its_flow_ends(tmp_path: Path)
 def test_what_is_missing_is_left_out_and_listed(tmp_path: Path) -> None:
     sink = Extract(tmp_path / "out")
     sink.open()
-    sink.opened(Opened(flow(1), (None, None), (100, 0)))
+    sink.opened(Opened(flow(1), (None, None), (100, 0)), None)
     sink.item(flow(1), TO_SERVER, chunk(100, b"abc"))
     sink.item(flow(1), TO_SERVER, Gap(103, 7, "unseen", 0))
     sink.item(flow(1), TO_SERVER, chunk(110, None, 40))  # counted, not copied
@@ -85,7 +85,7 @@ def test_streams_are_whole_however_little_is_kept(
     sink.open()
     flows = [flow(number) for number in range(20)]
     for one in flows:
-        sink.opened(Opened(one, (None, None)))
+        sink.opened(Opened(one, (None, None)), None)
     for turn in range(30):
         for one in flows:
             data = b"%d:%d;" % (one.flow_id, turn)
@@ -112,7 +112,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     victim.write_text("precious")
     sink = Extract(folder)
     sink.open()
-    sink.opened(Opened(flow(1), (None, None)))
+    sink.opened(Opened(flow(1), (None, None)), None)
     sink.item(flow(1), TO_SERVER, chunk(0, b"overwritten"))
     name = "1_10.0.0.1.40000_fe80--1.1863"
     (folder / name).symlink_to(victim)
@@ -123,11 +123,29 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
 
 
+@pytest.mark.parametrize("both_ends", [False, True])
+def test_the_other_end_of_a_connection_has_files_only_where_both_are_asked_for(
+    tmp_path: Path, both_ends: bool
+) -> None:
+    sink = Extract(tmp_path / "out", both_ends=both_ends)
+    sink.open()
+    here, there = flow(1), flow(2, Role.SERVER)
+    sink.opened(Opened(here, (None, None)), None)
+    sink.opened(Opened(there, (None, None)), here)
+    for one in (here, there):
+        sink.item(one, TO_SERVER, chunk(0, b"hello"))
+        sink.item(one, TO_SERVER, Gap(5, 7, "unseen", 0))
+        sink.closed(one, Closed(one.flow_id, 0, "fin"))
+    sink.close()
+    assert [line["flow"] for line in index_of(tmp_path / "out")] == ["1", "2"][: 1 + both_ends]
+    assert len(list((tmp_path / "out").iterdir())) == 2 + both_ends
+
+
 @pytest.mark.parametrize("role", list(Role))
 def test_the_role_is_that_of_who_sends(tmp_path: Path, role: Role) -> None:
     sink = Extract(tmp_path / "out")
     sink.open()
-    sink.opened(Opened(flow(1, role), (None, None)))
+    sink.opened(Opened(flow(1, role), (None, None)), None)
     sink.item(flow(1, role), TO_SERVER, chunk(0, b"from the client"))
     sink.close()
     (line,) = index_of(tmp_path / "out")

@@ -49,6 +49,7 @@ Item = Opened | Segment | Closed
 def opened(
     flow_id: int = 0x817,
     *,
+    ends: tuple[Endpoint, Endpoint] | None = None,
     version: int = 4,
     role: Role = Role.CLIENT,
     app: App | None = CHAT,
@@ -56,7 +57,7 @@ def opened(
     sequences: tuple[int | None, int | None] = NUMBERS,
     at_ns: int = BEGIN,
 ) -> Opened:
-    client, server = ENDS[version]
+    client, server = ends or ENDS[version]
     ends = (client, server) if role is Role.CLIENT else (server, client)
     return Opened(Flow(flow_id, app, *ends, role, at_ns, midstream, 7), sequences)
 
@@ -370,6 +371,19 @@ def test_a_connection_with_both_ends_watched_is_written_once_with_both_processes
     comment = packets[0].option(1) or b""
     assert comment.endswith(b"client; other end: msnd[77] /usr/bin/msnd, uid 0")
     assert len([kind for kind, _ in pcapng.blocks(file) if kind == pcapng.CUSTOM]) == 2
+
+
+def test_ends_that_write_an_address_in_two_ways_are_one_connection() -> None:
+    """A server on an IPv6 socket has its IPv4 client by an address that is mapped into IPv6."""
+    mapped = Endpoint("::ffff:10.1.2.3", 40000), Endpoint("::ffff:192.0.2.1", 1863)
+    here, there = Talk(1), Talk(2)
+    file = written(
+        [opened(1), opened(2, role=Role.SERVER, app=SERVER, ends=mapped)],
+        [here.say(UP, b"q"), there.say(UP, b"q"), here.end(), there.end()],
+    )
+    packets = pcapng.packets(file)
+    assert [text for _, text in said(packets)] == [b"q"]
+    assert b"; other end: msnd[77]" in (packets[0].option(1) or b"")
 
 
 def test_lost_segments_are_told_at_the_next_packet_and_in_the_statistics() -> None:

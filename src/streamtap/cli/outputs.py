@@ -57,16 +57,10 @@ class Outputs:
         Raises ValueError for words that no selection knows, OSError where there is no stdout.
         """
         self._arguments = arguments
-        self._chosen = bool(selection or arguments.provider or arguments.flag or arguments.level)
-        self._keep_numbers = keep_numbers
-        if selection is not None:
-            self.selection = selection
-        else:
-            self.selection = choose(arguments.provider, arguments.flag, arguments.level)
-            if arguments.count is not None and not self._chosen:
-                self.selection = without_ours(self.selection)
-            if arguments.content == "full":  # whatever else was chosen
-                self.selection |= ASKED
+        self._chosen = bool(arguments.provider or arguments.flag or arguments.level)
+        self.selection = choose(arguments.provider, arguments.flag, arguments.level)
+        if arguments.count is not None and not self._chosen:
+            self.selection = without_ours(self.selection)
         self._still: int | None = arguments.count
         self._specs = sinks(arguments)
         self._calm = not (self._chosen or arguments.verbose)
@@ -77,10 +71,12 @@ class Outputs:
         self._reader: select.poll | None = None
         self.failed: list[str] = []
         self.only_files = not self._specs and not arguments.write
-        if not self._specs and arguments.count is None and arguments.content != "full":
+        if not self._specs and arguments.count is None:
             self.selection = Selection(frozenset())  # nobody would see a record
+        elif arguments.content == "full":  # whatever else was chosen
+            self.selection |= ASKED
         self._packets = self._pcapng() if arguments.write else None
-        self._files = Extract(Path(arguments.extract)) if arguments.extract else None
+        self._files = self._extract() if arguments.extract else None
         self.taps: Sequence[Pcapng | Extract] = [
             tap for tap in (self._packets, self._files) if tap is not None
         ]
@@ -132,6 +128,10 @@ class Outputs:
         target = self._arguments.write
         output = Output(_stdout() if target == "-" else Path(target))
         return Pcapng(output, payload=self._payload, application=f"streamtap {__version__}")
+
+    def _extract(self) -> Extract:
+        both_ends = getattr(self._arguments, "both_ends", False)  # of a capture every flow is one
+        return Extract(Path(self._arguments.extract), both_ends=both_ends)
 
     def _open_pcapng(self, tap: Pcapng) -> None:
         target = self._arguments.write

@@ -106,11 +106,13 @@ class _Stream:
 class Extract:
     """A tap that keeps the ordered bytes, and the sink that writes them to the files of a folder.
 
-    A direction without a byte and without a gap has no file.
+    A direction without a byte and without a gap has no file. Of a connection inside the host, both
+    ends of which are watched, the end that was opened first has files; with both_ends each has.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, both_ends: bool = False) -> None:
         self._path = folder
+        self._both_ends = both_ends
         self._folder = self._index = -1  # descriptors
         self._flows: dict[int, list[_Stream | None]] = {}
         self._held = 0
@@ -165,8 +167,10 @@ class Extract:
 
     # --- the tap ---------------------------------------------------------------------------------
 
-    def opened(self, opened: Opened) -> None:
+    def opened(self, opened: Opened, first: Flow | None) -> None:
         if self._folder < 0 or self._error is not None:
+            return
+        if first is not None and not self._both_ends:
             return
         flow = opened.flow
         self._flows[flow.flow_id] = [None, None]

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from struct import Struct
 
 from streamtap.events import Record
-from streamtap.model import App, Closed, Direction, Endpoint, Flow, Opened, Segment, StreamItem
+from streamtap.model import App, Closed, Direction, Flow, Opened, Segment, StreamItem
 from streamtap.trace.packets import FIN, PADDING, PSH, RST, SYN, Packets, Way
 from streamtap.trace.sink import Output
 from streamtap.trace.text import app_name, printable
@@ -69,7 +69,6 @@ class Pcapng:
         self._application = application
         self._open = False
         self._connections: dict[int, _Connection] = {}
-        self._by_ends: dict[tuple[int, Endpoint, Endpoint], _Connection] = {}
         self._begun: list[_Connection] = []  # in this batch
         self._processes: dict[int, App] = {}
         self._blocks: list[bytes] = []  # of processes, to be written before the packets
@@ -125,7 +124,6 @@ class Pcapng:
             self._output.put(self._statistics())
         finally:
             self._connections.clear()
-            self._by_ends.clear()
             self._output.close()
 
     def _statistics(self) -> bytes:
@@ -142,18 +140,18 @@ class Pcapng:
 
     # --- the tap ---------------------------------------------------------------------------------
 
-    def opened(self, opened: Opened) -> None:
+    def opened(self, opened: Opened, first: Flow | None) -> None:
         if not self._open:
             return
         flow = opened.flow
         if flow.app is not None:
             self._tell_of(flow.app)
-        other = self._by_ends.get((flow.namespace, flow.remote, flow.local))
-        if other is not None and other.pair(flow):
+        other = None if first is None else self._connections.get(first.flow_id)
+        if other is not None:
+            other.pair(flow.app)
             return
         connection = _Connection(opened)
         self._connections[flow.flow_id] = connection
-        self._by_ends[flow.namespace, flow.local, flow.remote] = connection
         self._begun.append(connection)
 
     def segment(self, flow: Flow, segment: Segment) -> None:
@@ -168,9 +166,6 @@ class Pcapng:
         connection = self._connections.pop(flow.flow_id, None)
         if connection is None:
             return
-        ends = flow.namespace, flow.local, flow.remote
-        if self._by_ends.get(ends) is connection:
-            del self._by_ends[ends]
         connection.add_ending(closed, self._packets)
         self._lost += connection.lost
 
@@ -227,18 +222,10 @@ class _Connection:
     def lost(self) -> int:
         return sum(side.lost for side in self._sides)
 
-    def pair(self, flow: Flow) -> bool:
-        """Whether this is the other end of the connection, watched too."""
-        mine = self._flow
-        if mine.app is None or flow.app is None or self._peer is not None:
-            return False
-        # As in the flow table: a socket connected to itself is no pair, nor, in a capture, a port
-        # that is used again the other way round.
-        if flow.local == flow.remote or (flow.role is mine.role and not flow.namespace):
-            return False
-        self._peer = flow.app
+    def pair(self, peer: App | None) -> None:
+        """The other end is watched too, and this is who has it."""
+        self._peer = peer
         self._set_options()
-        return True
 
     def _set_options(self) -> None:
         app, sent = self._flow.app, self._flow.sent
