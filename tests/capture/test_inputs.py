@@ -1,5 +1,6 @@
 import gzip
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -32,6 +33,12 @@ def read(source: Input, piece: int = 10_000) -> bytes:
             error.args = (*error.args, bytes(whole))
             raise
     return bytes(whole)
+
+
+def same_from_the_start(one: bytes, other: bytes) -> int:
+    """How many bytes are."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 @pytest.fixture
@@ -108,6 +115,31 @@ def test_a_damaged_compressed_file_is_an_error(file: Path, kind: str) -> None:
     packed[10] ^= 0xFF
     with pytest.raises(CaptureFileError, match=f"the {kind} data"):
         read(open_input(written(file, bytes(packed))))
+
+
+@pytest.mark.parametrize("piece", [100, 1 << 20])
+@pytest.mark.parametrize("place", [-8, -1000, 0x2000])
+def test_what_is_before_damage_in_gzip_data_is_given(file: Path, place: int, piece: int) -> None:
+    packed = bytearray(gzip.compress(TEXT))
+    packed[place] ^= 0xFF
+    with pytest.raises(CaptureFileError, match="the gzip data is damaged") as error:
+        read(open_input(written(file, bytes(packed))), piece)
+    so_far = error.value.args[-1]
+    # Damage may look like other data: at the latest the checksum, 8 bytes from the end, tells.
+    expected = len(TEXT) * (place % len(packed)) // len(packed) - 10_000
+    assert same_from_the_start(TEXT, so_far) >= expected
+    assert place != -8 or so_far == TEXT
+
+
+def test_of_damaged_zstd_data_a_block_at_most_is_forgotten(file: Path) -> None:
+    noise = random.Random(1).randbytes(1_000_000)
+    packed = bytearray(zstd.compress(noise))
+    packed[-1] ^= 0xFF
+    packed[700_000 : 700_000 + 200_000] = bytes(200_000)
+    with pytest.raises(CaptureFileError, match="the zstd data is damaged") as error:
+        read(open_input(written(file, bytes(packed))), 1 << 20)
+    so_far = error.value.args[-1]
+    assert same_from_the_start(noise, so_far) > 700_000 - 2 * (1 << 17)
 
 
 @each_compression

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -49,14 +49,18 @@ STRETCHES = (64, 500, 1 << 16)  # bytes of the file that are read at a time
 LINK_TYPES = sorted(LINKS)
 NEXT = 0x8000  # of the length of a packet: its link is of another kind than that of the file
 KEYS = (3, 5, 7)
+GREEDY = 64 << 20  # bytes of memory that no input of this size may take
 START_NS = 1_700_000_000_000_000_000
 
 
 def files(data: bytes) -> None:
     """A capture file as it is, or compressed; the first byte tells that, and how it is read."""
-    if not data:
-        return
-    flags, text = data[0], data[1:]
+    if data:
+        with _modest():
+            _read(data[0], data[1:])
+
+
+def _read(flags: int, text: bytes) -> None:
     pack = flags & PACK
     if pack == 1:
         text = gzip.compress(text, 1, mtime=0)
@@ -89,6 +93,23 @@ def _packets(data: bytes) -> Iterator[Packet]:
         yield Packet(kept, START_NS + number * 1_000_000, wire)
         at += len(kept)
         number += 1
+
+
+@contextmanager
+def _modest() -> Iterator[None]:
+    """Within it the memory of this process grows by less than `GREEDY`, also for a moment."""
+    Path("/proc/self/clear_refs").write_text(
+        "5"
+    )  # forget the most there was: proc_pid_clear_refs(5)
+    before = _peak_kib()
+    yield
+    grown = (_peak_kib() - before) << 10
+    assert grown < GREEDY, f"{grown >> 20} MiB of memory"
+
+
+def _peak_kib() -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 
 
 def _opened(text: bytes, *, piped: bool) -> Input:

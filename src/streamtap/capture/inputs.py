@@ -18,6 +18,7 @@ from streamtap.errors import CaptureFileError, NotFound, PermissionMissing
 
 _MAGIC = 4  # bytes that tell how a file is compressed
 _PIECE = 1 << 17  # compressed bytes taken at a time
+_ZSTD_BLOCK = 1 << 17  # bytes of the largest (RFC 8878 §3.1.1.2.4)
 _WAIT_S = 0.2  # between two looks at a file that may grow
 
 Wait = Callable[[float], bool]  # waits so many seconds; true where no more is wanted
@@ -237,10 +238,12 @@ class _Decoder(Protocol):
 
 
 class _Gunzip:
-    """zlib's decompressor with the manners of a `_Decoder`."""
+    """zlib's decompressor with the manners of a `_Decoder`. It forgets what it made of data that
+    turns out to be damaged; that is told first, up to the damage."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(wbits=31)
+        self._damage: zlib.error | None = None
         self.needs_input = True
 
     @property
@@ -252,19 +255,63 @@ class _Gunzip:
         return self._inner.unused_data
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        piece = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+        if self._damage is not None:
+            raise self._damage
+        before = self._inner.copy()
+        data = self._inner.unconsumed_tail + data
+        try:
+            piece = self._inner.decompress(data, max_length)
+        except zlib.error as error:
+            self._damage, self.needs_input = error, False
+            return _up_to_damage(before, data, max_length)
         # A full piece may be all that fitted: more can wait inside.
         self.needs_input = len(piece) < max_length and not self._inner.unconsumed_tail
         return piece
 
 
-def _unzstd() -> _Decoder:
-    if sys.version_info >= (3, 14):
-        from compression.zstd import ZstdDecompressor
-    else:
-        from backports.zstd import ZstdDecompressor
-    decoder: _Decoder = ZstdDecompressor()
-    return decoder
+def _up_to_damage(decoder: "zlib._Decompress", data: bytes, max_length: int) -> bytes:
+    """What can be decompressed of damaged data: it is fed in steps that become shorter."""
+    sound, at, step = b"", 0, len(data)
+    while step and at < len(data) and len(sound) < max_length:
+        before = decoder.copy()
+        try:
+            sound += decoder.decompress(data[at : at + step], max_length - len(sound))
+        except zlib.error:
+            decoder, step = before, step // 2
+        else:
+            at += step - len(decoder.unconsumed_tail)
+    return sound
+
+
+class _Unzstd:
+    """A zstd decompressor that makes one block's length at a time: of data that turns out to be
+    damaged it forgets no more."""
+
+    def __init__(self) -> None:
+        if sys.version_info >= (3, 14):
+            from compression.zstd import ZstdDecompressor
+        else:
+            from backports.zstd import ZstdDecompressor
+        self._inner = ZstdDecompressor()
+        self._ready = b""
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof and not self._ready
+
+    @property
+    def needs_input(self) -> bool:
+        return self._inner.needs_input and not self._ready
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        if not self._ready:
+            self._ready = self._inner.decompress(data, _ZSTD_BLOCK)
+        piece, self._ready = self._ready[:max_length], self._ready[max_length:]
+        return piece
 
 
 def _compression(magic: bytes) -> tuple[str, Callable[[], _Decoder]] | None:
@@ -273,7 +320,7 @@ def _compression(magic: bytes) -> tuple[str, Callable[[], _Decoder]] | None:
         return "gzip", _Gunzip
     # RFC 8878: a frame, or a skippable frame, which some tools write first.
     if magic == b"\x28\xb5\x2f\xfd" or (magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5):
-        return "zstd", _unzstd
+        return "zstd", _Unzstd
     return None
 
 

@@ -87,9 +87,9 @@ class Reader:
                 self.dropped = layout.dropped
             if stop is Stop.BAD:
                 raise CaptureFileError(self.source.name, base + start, BAD)
-            if ended and start < used:
+            if ended and start < used and self.problem is None:
                 raise CaptureFileError(self.source.name, base + start, CUT)
-            elif ended:
+            elif ended:  # what ended it, if it was no end, says more than that a record is cut
                 return
             elif not start and used == buffer.size:  # a record larger than the buffer
                 if used > layout.longest:
