@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from streamtap import __version__
 from streamtap.capture.connections import MAX_FLOWS, Item
+from streamtap.capture.identity import host_key
 from streamtap.capture.inputs import open_input
 from streamtap.capture.offline import OfflineSource
 from streamtap.capture.packets import Chosen
@@ -88,6 +89,7 @@ class Reading(Tally):
     """Captures read from the first packet to the last.
 
     stop: asked after each stretch. problems: what is wrong with the captures.
+    key: of the hashes of names; the host's own by default, so that they are the same as live.
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class Reading(Tally):
             content=content,
             places=selection.places | COUNTED,
             protocol=protocol,
-            key=key,
+            key=key or host_key(),
             wanted=wanted,
             taps=taps,
             max_flows=max_flows * 2,

@@ -15,11 +15,13 @@ import pytest
 from helpers import transcripts
 from helpers.commands import DEADLINE_S, STREAMTAP, run
 from helpers.records import ALICE, BOB, Kept, body, message, record
+from streamtap.capture.identity import host_key
 from streamtap.cli.tables import table_lines
 from streamtap.events import Record
 from streamtap.model import Direction, Endpoint
 from streamtap.trace import Session, open_sink, parse
 
+CAPTURES = Path(__file__).parent.parent / "captures"
 GOLDEN = Path(__file__).parent.parent / "golden" / "msnp"
 RAW_IP = 101  # link type
 SYN, ACK = 2, 16
@@ -136,6 +138,17 @@ def test_an_account_chooses_conversations_whatever_its_case_also_hashed(tmp_path
     assert [json.loads(line)["conversation"] for line in hidden.stdout.splitlines()] == ["c2"]
     assert "carol" not in hidden.stdout + hidden.stderr
     assert hidden.stderr == "streamtap: 1 conversation of 2, 1 message\n"
+
+
+@pytest.mark.skipif(host_key() is None, reason="the host has no machine-id")
+def test_hashed_names_are_the_same_in_every_run_and_in_records() -> None:
+    path = str(CAPTURES / "switchboard.pcap")
+    words = ("conv", "--json", "--content", "none", path)
+    once, again = (json.loads(run(*words).stdout.splitlines()[0]) for _ in range(2))
+    assert once == again
+    told = run("read", "--json", "--content", "none", path).stdout
+    assert once["participants"]
+    assert all(f'"{name}"' in told for name in once["participants"])
 
 
 @pytest.mark.parametrize(
