@@ -38,7 +38,7 @@ def test_a_file_of_either_byte_order_and_resolution_is_read(order: str, unit_ns:
     assert read.times_ns == [packet.time_ns // unit_ns * unit_ns for packet in FEW]
     assert read.links == [1, 1, 1]
     assert read.stop is Stop.END
-    assert read.layout.dropped == 0
+    assert read.dropped == 0
 
 
 def test_the_frame_check_sequence_is_no_part_of_the_link_type() -> None:

@@ -26,6 +26,7 @@ from helpers.captures import (
     statistics,
 )
 from streamtap.capture.container import UNKNOWN_LINK, Process, Stop
+from streamtap.capture.drops import Dropped
 from streamtap.capture.pcapng import LONGEST
 from streamtap.errors import CaptureFileError
 
@@ -176,7 +177,102 @@ def test_drops_are_the_latest_statistics_of_each_interface(order: str) -> None:
             *(section(order), interface(order), statistics(order, ifdrop=100)),
         )
     )
-    assert read.layout.dropped == 117
+    assert read.dropped == 117
+
+
+def lost(count: int, order: str) -> Options:
+    return [(4, struct.pack(order + "Q", count))]
+
+
+@orders
+def test_drops_that_packets_tell_of_are_added_up(order: str) -> None:
+    read = Read(
+        pcapng(
+            *(section(order), interface(order), interface(order)),
+            enhanced(A, order, given=lost(1, order)),
+            enhanced(A, order, interface=1, given=[(2, bytes(4)), *lost(1 << 40, order)]),
+            enhanced(A, order, given=lost(2, order)),
+            enhanced(A, order, interface=9, given=lost(4, order)),
+            enhanced(A, order, interface=8, given=lost(8, order)),
+            enhanced(A, order, given=[(4, bytes(4))]),  # not as long as it has to be
+            obsolete(A, order, drops=16),
+            obsolete(A, order, drops=0xFFFF),  # not known
+            *(section(order), interface(order), enhanced(A, order, given=lost(32, order))),
+        )
+    )
+    assert read.dropped == (1 << 40) + 63
+
+
+@orders
+def test_of_what_packets_and_statistics_tell_of_an_interface_the_more_counts(order: str) -> None:
+    read = Read(
+        pcapng(
+            *(section(order), interface(order), interface(order)),
+            enhanced(A, order, given=lost(5, order)),
+            enhanced(A, order, interface=1, given=lost(5, order)),
+            statistics(order, interface=0, osdrop=7),
+            statistics(order, interface=1, osdrop=3),
+        )
+    )
+    assert read.dropped == 12
+
+
+# --- sections and interfaces among packets --------------------------------------------------------
+
+
+@orders
+def test_packets_are_of_the_interfaces_that_stand_before_them_in_their_section(order: str) -> None:
+    read = Read(
+        pcapng(
+            *(section(order), enhanced(A, order), interface(order, link=1, snaplen=3)),
+            *(enhanced(A, order), simple(A, order), enhanced(A, order, interface=1)),
+            *(interface(order, link=12, resolution=9), enhanced(A, order, interface=1, ticks=T)),
+            *(section(order), enhanced(A, order), simple(A, order)),
+            *(interface(order, link=101, snaplen=4), enhanced(A, order), simple(A, order)),
+            enhanced(A, order, interface=1),
+        )
+    )
+    unknown = UNKNOWN_LINK
+    assert read.links == [unknown, 1, 1, unknown, 12, unknown, unknown, 101, 101, unknown]
+    assert [read.packets[at] for at in (2, 6, 8)] == [b"alp", b"alpha", b"alph"]
+    assert read.times_ns[4] == T
+
+
+@orders
+def test_what_a_section_tells_of_processes_does_not_hold_in_the_next(order: str) -> None:
+    def mine() -> bytes:
+        return enhanced(A, order, given=[pid_option(7, order)])
+
+    def by_number() -> bytes:
+        return enhanced(A, order, given=[(32769, struct.pack(order + "I", 0))])
+
+    read = Read(
+        pcapng(
+            *(section(order), interface(order), process(7, named("one"), order)),
+            *(mine(), by_number(), section(order), interface(order), mine(), by_number()),
+            *(process(7, named("two"), order), mine(), by_number(), section(order), mine()),
+        )
+    )
+    comms = [process.comm for process in read.processes]
+    # Of one that is told of later in its section it is known as soon.
+    assert comms == ["one", "one", "two", "two", "two", "two", ""]
+
+
+def test_nothing_but_sections_is_read_a_bounded_part_at_a_time() -> None:
+    raw = pcapng(*[section(), interface(), enhanced(A), statistics(osdrop=1)] * 12_000)
+    layout, at, data = layout_of(raw)
+    records, end, why = layout.walk(data, at, len(raw))
+    assert (why, len(records) < 24_000, end < len(raw)) == (Stop.PAUSE, True, True)
+    read = Read(raw)
+    assert (read.stop, read.at, read.dropped) == (Stop.END, len(raw), 12_000)
+    assert read.packets == [b"alpha"] * 12_000
+    assert set(read.links) == {1}
+
+
+def test_a_byte_order_that_changes_again_and_again_is_refused() -> None:
+    swaps = [section(">"), section("<")] * 200
+    with pytest.raises(CaptureFileError, match="changes the byte order once more"):
+        Read(pcapng(section("<"), *swaps))
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -233,17 +329,17 @@ def test_what_was_told_of_processes_holds_for_later_batches_and_ends_with_the_se
     raw = pcapng(section(), interface(), process(7, named("curl")), statistics(osdrop=1))
     layout, at, data = layout_of(raw)
     records, _, _ = layout.walk(data, at, len(raw))
-    layout = layout.learned(data, records)
+    _, layout, dropped = layout.read(data, records)
+    assert dropped == (Dropped(1, 0, 0, 1),)
     layout = pickle.loads(pickle.dumps(layout))
     raw = pcapng(enhanced(A, given=[pid_option(7)]))
-    packets = layout.packets(data := np.frombuffer(raw, np.uint8), np.zeros(1, np.int64))
+    packets = layout.read(data := np.frombuffer(raw, np.uint8), np.zeros(1, np.int64)).packets
     assert packets.processes is not None
     assert packets.identities[packets.processes[0]].comm == "curl"
     changed = layout.change(np.frombuffer(section(), np.uint8), 0)
     assert changed is not None
-    packets = changed[0].packets(data, np.zeros(1, np.int64))
+    packets = changed[0].read(data, np.zeros(1, np.int64)).packets
     assert packets.identities == (Process(0), Process(7))
-    assert changed[0].dropped == 1
 
 
 @orders
@@ -290,7 +386,7 @@ def test_comments_of_ptcpdump_tell_of_processes(order: str) -> None:
 def test_files_without_process_data_have_no_column_for_it() -> None:
     raw = pcapng(section(), interface(), enhanced(A, given=[(2, bytes(4))]))
     layout, at, data = layout_of(raw)
-    packets = layout.packets(data, layout.walk(data, at, len(raw))[0])
+    packets = layout.read(data, layout.walk(data, at, len(raw))[0]).packets
     assert packets.processes is None
 
 
@@ -298,10 +394,10 @@ def test_of_very_many_process_blocks_the_latest_are_kept() -> None:
     blocks = [process(pid, named("it")) for pid in range(1, 20_001)]
     last = [enhanced(A, given=[pid_option(pid)]) for pid in (1, 20_000)]
     raw = pcapng(section(), interface(), *blocks)
-    layout, at, data = layout_of(raw)
-    layout = layout.learned(data, layout.walk(data, at, len(raw))[0])
+    layout = Read(raw).layout
     assert len(pickle.dumps(layout)) < 2_000_000
-    packets = layout.packets(np.frombuffer(b"".join(last), np.uint8), np.array([0, len(last[0])]))
+    data = np.frombuffer(b"".join(last), np.uint8)
+    packets = layout.read(data, np.array([0, len(last[0])])).packets
     assert packets.processes is not None
     assert [packets.identities[key].comm for key in packets.processes] == ["", "it"]
 

@@ -1,6 +1,7 @@
 """Several processes decode what one would: whatever the file, and wherever it is cut."""
 
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from streamtap.model import Closed, Direction, Segment
 
 CHOSEN = Chosen(keys=(3, 5, 7))
 PART = 4096
+DEADLINE_S = 60
 SECOND_NS = 1_700_000_000_000_000_000
 CLIENT, SERVER = "10.0.0.1", "192.0.2.1"
 PORTS = 40000, 1863
@@ -69,6 +71,15 @@ FILES = {
             + [captures.enhanced(packet)]
         ),
     ),
+    "processes all along": captures.pcapng(
+        captures.section(),
+        captures.interface(),
+        *(
+            captures.process(number, [(2, b"it"), (3, b"/" + b"long/" * 400 + b"%d" % number)])
+            + captures.enhanced(packet, given=[captures.pid_option(number)])
+            for number, packet in enumerate(talk(words()), 1)
+        ),
+    ),
     "one large record": captures.pcap(
         [*talk(words())[:300], Packet(bytes(300_000), SECOND_NS), *talk(words())[300:]]
     ),
@@ -95,6 +106,20 @@ def by_one(path: Path) -> tuple[Told, list[str], int]:
 
 def by_several(path: Path, part: int = PART) -> tuple[Told, list[str], int]:
     return read(Workers(open_input(str(path)), CHOSEN, 2, part=part))
+
+
+@pytest.fixture(autouse=True)
+def no_hang() -> Iterator[None]:
+    """Processes that wait for one another would wait for ever."""
+
+    def give_up(number: int, frame: object) -> None:
+        pytest.fail(f"not within {DEADLINE_S} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(DEADLINE_S)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtap.capture.container import Layout, Packets, Process, Stop
+from streamtap.capture.drops import Drops
 from streamtap.capture.pcapfile import HEADER, read_header
 
 
@@ -20,17 +21,23 @@ class Read:
         self.times_ns: list[int] = []
         self.links: list[int] = []
         self.processes: list[Process] = []
+        self._drops = Drops()
         self.layout, self.at = read_header(raw[:HEADER], "x.pcap")
         self.stop = Stop.CHANGE
-        while self.stop is Stop.CHANGE:
+        while self.stop in (Stop.CHANGE, Stop.PAUSE):
             records, self.at, self.stop = self.layout.walk(self.data, self.at, len(raw))
             if len(records):
-                self._add(self.layout.packets(self.data, records))
-                self.layout = self.layout.learned(self.data, records)
+                packets, self.layout, dropped = self.layout.read(self.data, records)
+                self._add(packets)
+                self._drops.add(dropped)
             if self.stop is Stop.CHANGE:
                 if (changed := self.layout.change(self.data, self.at)) is None:
                     break
                 self.layout, self.at = changed
+
+    @property
+    def dropped(self) -> int:
+        return self._drops.total
 
     def _add(self, packets: Packets) -> None:
         ends = packets.offsets + packets.captured

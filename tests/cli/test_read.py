@@ -65,6 +65,15 @@ def test_a_cut_capture_is_read_and_then_told(capture: Path) -> None:
     assert summary.startswith("streamtap: 1 flow")
 
 
+def test_what_the_capture_says_it_lost_is_told_and_counts_for_strict(capture: Path) -> None:
+    lost = captures.enhanced(Packet(b""), given=[(4, (3).to_bytes(8, "little"))])
+    capture.write_bytes(capture.read_bytes() + lost + captures.statistics(ifdrop=2, osdrop=5))
+    result = run("read", str(capture), "--strict")
+    assert result.returncode == 8
+    told = "streamtap: lost: 7 packets that the capture itself dropped"
+    assert result.stderr.splitlines()[-1] == told
+
+
 def test_what_is_no_capture_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("these are only notes, nothing more")

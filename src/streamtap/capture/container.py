@@ -1,9 +1,9 @@
 """What the files of captured packets have in common, whatever their form.
 
 A file is read in three steps, each a function over a buffer and without state, so that several
-processes can share them: `Layout.walk` finds where the records of a stretch begin,
-`Layout.packets` reads their headers by column, and where the form itself changes (a new section
-or interface of a pcapng file) `Layout.change` gives the next layout.
+processes can share them: `Layout.walk` finds where the records of a stretch begin, `Layout.read`
+reads their headers by column, and where the form itself changes (the first section of a pcapng
+file, or one of the other byte order) `Layout.change` gives the next layout.
 """
 
 from enum import Enum
@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from streamtap.capture.drops import Dropped
 
 # No link type that streamtap reads has larger packets; a record that claims more is damage.
 # Wireshark's and libpcap's bound is 262,144; the largest TCP segments of Linux need more (BIG TCP).
@@ -24,6 +26,9 @@ class Stop(Enum):
 
     END = "end"  # the next record begins at or behind the stop, or is not whole in the data
     CHANGE = "change"  # a block stands there that changes the layout
+    PAUSE = (
+        "pause"  # enough for one go: the next walk begins there, with the layout behind this one
+    )
     BAD = "bad"  # what stands there can't be a record
 
 
@@ -70,18 +75,27 @@ class Packets(NamedTuple):
     ways: NDArray[np.uint8] | None = None
 
 
+class Taken(NamedTuple):
+    """What the records of a stretch hold.
+
+    layout: that behind them. How the file is read is the same; what they told of interfaces and
+        processes is kept for the packets that follow.
+    dropped: what they tell of packets that were lost, in the order of their sections.
+    """
+
+    packets: Packets
+    layout: "Layout"
+    dropped: tuple[Dropped, ...] = ()
+
+
 class Layout(Protocol):
     """What is known of a file's form at a point of it: a frozen value that can be pickled.
 
     longest: bound on a record's length in bytes. What claims more is `Stop.BAD`.
-    dropped: packets that the capture itself says it lost, as far as the file was read.
     """
 
     @property
     def longest(self) -> int: ...
-
-    @property
-    def dropped(self) -> int: ...
 
     def walk(
         self, data: NDArray[np.uint8], start: int, stop: int
@@ -89,7 +103,7 @@ class Layout(Protocol):
         """Offsets of the records that begin at or behind `start`, where one begins, and before
         `stop`, and lie whole in data; then where the walk ended, and why there.
 
-        Most records hold a packet; of the others `learned` keeps what they tell."""
+        Most records hold a packet; of the others `read` keeps what they tell."""
         ...
 
     def guess(self, data: NDArray[np.uint8], start: int, stop: int) -> int:
@@ -97,13 +111,8 @@ class Layout(Protocol):
         looks right. A guess is proved only by a walk that arrives exactly there."""
         ...
 
-    def packets(self, data: NDArray[np.uint8], records: NDArray[np.int64]) -> Packets:
-        """The packets of records that `walk` found in the same data."""
-        ...
-
-    def learned(self, data: NDArray[np.uint8], records: NDArray[np.int64]) -> "Layout":
-        """The layout behind these records: what they told of processes and drops is kept for
-        the packets that follow. How the file is read does not change."""
+    def read(self, data: NDArray[np.uint8], records: NDArray[np.int64]) -> Taken:
+        """What records hold that `walk` found in the same data."""
         ...
 
     def change(

@@ -3,6 +3,7 @@
 draft-ietf-opsawg-pcapng, section 4.2.
 """
 
+from collections.abc import Sequence
 from struct import Struct
 from typing import NamedTuple
 
@@ -32,6 +33,56 @@ class Interface(NamedTuple):
     divide: int
     units: int
     offset_ns: int
+
+
+class Interfaces:
+    """The interfaces of a stretch of a file, of all sections in it, in one table.
+
+    table: those known before the stretch, then those described in it.
+    section: the latest; 0 is the one that the stretch begins in.
+    """
+
+    def __init__(self, known: Sequence[Interface]) -> None:
+        self.table = [*known]
+        self.section = 0
+        self._first = 0  # of the latest section, in the table
+        # From which place on how many interfaces of which section are known, the first of them.
+        self._places = [-1]
+        self._states = [(0, 0, len(known))]
+
+    def add_section(self, at: int) -> None:
+        self.section += 1
+        self._first = len(self.table)
+        self._note(at)
+
+    def add(self, at: int, interface: Interface) -> None:
+        self.table.append(interface)
+        self._note(at)
+
+    def _note(self, at: int) -> None:
+        self._places.append(at)
+        self._states.append((self.section, self._first, self.count))
+
+    @property
+    def count(self) -> int:
+        """How many the latest section has."""
+        return len(self.table) - self._first
+
+    @property
+    def latest(self) -> tuple[Interface, ...]:
+        """Those of the latest section."""
+        return tuple(self.table[self._first :])
+
+    def find(
+        self, records: NDArray[np.int64], interfaces: NDArray[np.uint32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Section of packets, and the row of their interface in the table, one behind its end where
+        it was not described before. records: where their blocks begin. All (n,)."""
+        if len(self._states) == 1:
+            return np.zeros(len(records), np.int64), np.minimum(interfaces, len(self.table))
+        at = np.searchsorted(self._places, records, "right") - 1
+        sections, first, count = np.array(self._states, np.int64)[at].T
+        return sections, np.where(interfaces < count, first + interfaces, len(self.table))
 
 
 def read_interface(body: memoryview, order: str) -> Interface:

@@ -70,5 +70,10 @@ class PacketOptions:
         """The numbers at offsets of the data."""
         return self._rows[at].view(self._order + "u4").astype(np.int64)
 
+    def u64(self, at: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """High and low halves of numbers of 8 bytes."""
+        halves = self.u32(at), self.u32(at + 4)
+        return halves[::-1] if self._order == "<" else halves
+
     def value(self, at: int, length: int) -> bytes:
         return bytes(self._view[at : at + length])

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from struct import Struct
-from typing import NoReturn, Self
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamtap.capture.chain import Form, follow
-from streamtap.capture.container import LARGEST_PACKET, Layout, Packets, Process, Stop
+from streamtap.capture.container import LARGEST_PACKET, Layout, Packets, Process, Stop, Taken
 from streamtap.capture.pcapng import PcapngLayout
 from streamtap.errors import CaptureFileError
 
@@ -49,7 +49,6 @@ class PcapLayout:
     unit_ns: int
     link: int
     longest: int
-    dropped: int = 0  # the format has no place for it
 
     def walk(
         self, data: NDArray[np.uint8], start: int, stop: int
@@ -61,12 +60,12 @@ class PcapLayout:
         (captured,) = Struct(self.order + "I").unpack_from(data.data, at + form.field)
         return offsets, at, Stop.BAD if captured + _RECORD > self.longest else Stop.END
 
-    def packets(self, data: NDArray[np.uint8], records: NDArray[np.int64]) -> Packets:
+    def read(self, data: NDArray[np.uint8], records: NDArray[np.int64]) -> Taken:
         # A row at each byte, overlapping: those wanted are then gathered in one go.
         rows = np.ndarray((max(0, len(data) - _RECORD + 1),), _ROW, data, strides=(1,))
         headers = rows[records].view(self.order + "u4").reshape(len(records), 4)
         seconds, fraction, captured, lengths = headers.T.astype(np.int64)
-        return Packets(
+        packets = Packets(
             data,
             records + _RECORD,
             captured,
@@ -74,9 +73,7 @@ class PcapLayout:
             seconds * 1_000_000_000 + fraction * self.unit_ns,
             self.link,
         )
-
-    def learned(self, data: NDArray[np.uint8], records: NDArray[np.int64]) -> Self:
-        return self  # records of a pcap file tell of nothing but packets
+        return Taken(packets, self)  # records of a pcap file tell of nothing but packets
 
     def change(self, data: NDArray[np.uint8], at: int, base: int = 0) -> None:
         return None  # nothing in a pcap file changes its layout

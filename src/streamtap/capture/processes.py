@@ -33,11 +33,12 @@ _CUSTOM_HEAD = Struct("<II")  # entry type, entry length; behind the enterprise 
 _NAME, _PATH, _UID, _STARTED = 2, 3, 6, 9
 # Options of a packet.
 _FLAGS = 2  # the lowest two bits: received, or sent
+_DROPS = 4  # packets lost since the one before
 _PID, _APPLE_PROCESS, _APPLE_ON_BEHALF = 8, 32769, 32771
 _PID_LINE = b"PID:"  # what the comment of a packet begins with
 _COMM = 15  # characters that Linux keeps of a process's name
 
-Told = tuple[int, Process]  # where a process block stands, and what it says
+Told = tuple[int, int, Process]  # where a process block stands, in which section; what it says
 
 # Blocks kept of a section, the latest: a file of nothing but process blocks must not fill memory.
 _MOST = 16_384
@@ -47,65 +48,65 @@ _MOST = 16_384
 class Processes:
     """What the process blocks of a section said so far.
 
-    count: blocks seen. by_number: by the number of the block in its section. by_pid: those of
-    one process id in the order of the file; more than one where the id was used again.
+    count: blocks seen. by_number: by the number of the block in its section.
     """
 
     count: int = 0
     by_number: dict[int, Process] = field(default_factory=dict)
-    by_pid: dict[int, tuple[Process, ...]] = field(default_factory=dict)
 
     def with_blocks(self, blocks: Iterable[Process]) -> "Processes":
-        count, by_number, by_pid = self.count, dict(self.by_number), dict(self.by_pid)
+        count, by_number = self.count, dict(self.by_number)
         for process in blocks:
             by_number[count] = process
-            by_pid[process.pid] = (*by_pid.get(process.pid, ()), process)
-            if count >= _MOST:
-                oldest = by_number.pop(count - _MOST)
-                by_pid[oldest.pid] = by_pid[oldest.pid][1:]
-                if not by_pid[oldest.pid]:
-                    del by_pid[oldest.pid]
+            by_number.pop(count - _MOST, None)
             count += 1
-        return Processes(count, by_number, by_pid)
+        return Processes(count, by_number)
 
     def of_packets(
         self,
-        found: PacketOptions,
+        said: "Said",
         records: NDArray[np.int64],
         times_ns: NDArray[np.int64],
+        sections: NDArray[np.int64],
         told: Sequence[Told],
     ) -> tuple[NDArray[np.int64] | None, tuple[Process, ...], NDArray[np.uint8] | None]:
         """Which process each packet belongs to, as `Packets.processes`, `.identities` and
         `.ways`.
 
-        records: where the packets' blocks begin. told: the process blocks that lie among them.
+        records: where the packets' blocks begin. sections: of each, counted from this one.
+        told: the process blocks that lie among them.
         """
-        said = _Said.of(found, len(records))
-        if said is None:
+        if not said.anything:
             return None, (), None
         keys = np.zeros(len(records), np.int64)
+        whose = sections << 32  # what is told in a section holds there
         identities: dict[Process, int] = {Process(0): 0}
 
         def key(process: Process) -> int:
             return identities.setdefault(process, len(identities))
 
-        by_pid: dict[int, list[Told]] = {}
-        for at, process in told:
-            by_pid.setdefault(process.pid, []).append((at, process))
-        for pid, which in _groups(said.pids, 0):
-            earlier = [(-1, process) for process in self.by_pid.get(pid, ())]
-            if known := earlier + by_pid.get(pid, []):
+        # By section and process id, in the order of the file; section and number of the block.
+        by_pid: dict[int, list[tuple[int, Process]]] = {}
+        for process in self.by_number.values():
+            by_pid.setdefault(process.pid, []).append((-1, process))
+        by_number = dict(self.by_number)
+        counts = {0: self.count}
+        for at, section, process in told:
+            by_pid.setdefault(section << 32 | process.pid, []).append((at, process))
+            count = counts.get(section, 0)
+            by_number[section << 32 | count] = process
+            counts[section] = count + 1
+        for pid, which in _groups(np.where(said.pids > 0, whose | said.pids, 0), 0):
+            if known := by_pid.get(pid):
                 chosen = _current(known, records[which], times_ns[which])
                 keys[which] = np.array([key(process) for _, process in known])[chosen]
-        by_number = self.by_number
-        if told:
-            by_number = by_number | dict(enumerate((process for _, process in told), self.count))
-        for number, which in _groups(np.where(keys == 0, said.numbers, -1), -1):
+        numbers = np.where((keys == 0) & (said.numbers >= 0), whose | said.numbers, -1)
+        for number, which in _groups(numbers, -1):
             if number in by_number:
                 keys[which] = key(by_number[number])
         texts: dict[bytes, int] = {}
         for packet in np.flatnonzero((keys == 0) & (said.comments >= 0)).tolist():
-            text = found.value(said.comments[packet], said.lengths[packet])
+            text = said.found.value(said.comments[packet], said.lengths[packet])
             if text not in texts:
                 commented = _read_comment(_text(text))
                 texts[text] = key(commented) if commented else 0
@@ -116,7 +117,7 @@ class Processes:
 
 
 def _current(
-    known: list[Told], records: NDArray[np.int64], times_ns: NDArray[np.int64]
+    known: list[tuple[int, Process]], records: NDArray[np.int64], times_ns: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Which of the processes that had the same id each packet belongs to.
 
@@ -132,22 +133,28 @@ def _current(
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What packets say of their process, (n,) each; 0 or -1 where they don't. ways: as in
-    `Packets`."""
+class Said:
+    """What packets say in their options, (n,) each; of their process, 0 or -1 where they don't.
 
+    ways: as in `Packets`. drops: numbers of packets, and where each tells how many were lost before
+        it. anything: of a process.
+    """
+
+    found: PacketOptions
     pids: NDArray[np.int64]
     numbers: NDArray[np.int64]
     comments: NDArray[np.int64]
     lengths: NDArray[np.int64]
     ways: NDArray[np.uint8]
+    drops: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    anything: bool
 
     @classmethod
-    def of(cls, found: PacketOptions, count: int) -> "_Said | None":
-        """None where no packet says anything."""
+    def of(cls, found: PacketOptions, count: int) -> "Said":
         pids = np.zeros(count, np.int64)
         numbers, comments, lengths = (np.full(count, -1, np.int64) for _ in range(3))
         ways = np.zeros(count, np.uint8)
+        drops: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         anything = False
 
         def put(column: NDArray[np.int64], these: NDArray[np.int64]) -> None:
@@ -163,11 +170,14 @@ class _Said:
             put(numbers, process)
             flags = np.flatnonzero((codes == _FLAGS) & (length == 4))
             ways[which[flags]] = found.u32(at[flags]) & 3
+            lost = np.flatnonzero((codes == _DROPS) & (length == 8))
+            if len(lost):
+                drops.append((which[lost], at[lost]))
             text = np.flatnonzero((codes == COMMENT) & (length >= 4))
             text = text[(found.u32(at[text]) == found.as_u32(_PID_LINE))]
             comments[which[text]], lengths[which[text]] = at[text], length[text]
             anything |= bool(len(by_pid) + len(process) + len(behalf) + len(text))
-        return cls(pids, numbers, comments, lengths, ways) if anything else None
+        return cls(found, pids, numbers, comments, lengths, ways, drops, anything)
 
 
 def _groups(values: NDArray[np.int64], nothing: int) -> Iterator[tuple[int, NDArray[np.int64]]]:

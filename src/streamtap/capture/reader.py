@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtap.capture.container import Layout, Packets, Stop
+from streamtap.capture.drops import Drops
 from streamtap.capture.inputs import Input
 from streamtap.capture.packets import SLACK
 from streamtap.capture.pcapfile import HEADER, read_header
@@ -55,8 +56,12 @@ class Reader:
     def __init__(self, source: Input, *, stretch: int = STRETCH) -> None:
         self.source = source
         self.problem: CaptureFileError | None = None
-        self.dropped = 0
+        self._drops = Drops()
         self._stretch = stretch
+
+    @property
+    def dropped(self) -> int:
+        return self._drops.total
 
     def __iter__(self) -> Iterator[Packets]:
         """Each stretch, whose data has `SLACK` bytes more and is valid until the next."""
@@ -73,18 +78,17 @@ class Reader:
         while True:
             used, ended = self._fill(buffer, used)
             data, start, stop = buffer.bytes[:used], 0, Stop.CHANGE
-            while stop is Stop.CHANGE:
+            while stop in (Stop.CHANGE, Stop.PAUSE):
                 records, start, stop = layout.walk(data, start, used)
                 if len(records):
-                    packets = layout.packets(data, records)
+                    packets, layout, dropped = layout.read(data, records)
+                    self._drops.add(dropped)
                     if len(packets.offsets):
                         yield packets._replace(data=buffer.bytes[: used + SLACK])
-                    layout = layout.learned(data, records)
                 if stop is Stop.CHANGE:
                     if (changed := layout.change(data, start, base)) is None:
                         break
                     layout, start = changed
-                self.dropped = layout.dropped
             if stop is Stop.BAD:
                 raise CaptureFileError(self.source.name, base + start, BAD)
             if ended and start < used and self.problem is None:

@@ -6,6 +6,7 @@ not, the part is done again from the place that is now known.
 """
 
 import os
+import pickle
 import signal
 import warnings
 from collections import deque
@@ -15,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from typing import NamedTuple
 
 from streamtap.capture.container import Layout, Stop
+from streamtap.capture.drops import Dropped, Drops
 from streamtap.capture.inputs import Input
 from streamtap.capture.packets import SLACK, Chosen
 from streamtap.capture.reader import BAD, CUT, STRETCH, Buffer, read_head
@@ -24,6 +26,7 @@ from streamtap.errors import CaptureFileError, StreamtapError
 
 PAYS = 48 << 20  # bytes of a file from which on more processes are faster
 AHEAD = 2  # parts that a worker may have done, or be at, before they are taken in
+SMALL = 1 << 14  # bytes of a layout, pickled: so much fits into a pipe that nobody reads just now
 OVERHANG = 1 << 17  # bytes that are read behind a part, for the record that crosses its end
 CHANGES = 16  # of the layout; after so many, no part is begun before the one before it is known
 
@@ -42,7 +45,8 @@ class _Task(NamedTuple):
 class _Done(NamedTuple):
     """What a part gave. begin: where its first record begins, -1 if none was found; next: where
     the one behind its last begins, and why no farther; size: of its payload; learned: the layout
-    behind it, where what it holds changes what is known of those that follow."""
+    behind it, where what it holds changes what is known of those that follow; dropped: what it
+    tells of packets that were lost."""
 
     begin: int = -1
     next: int = -1
@@ -50,6 +54,7 @@ class _Done(NamedTuple):
     found: Stretch | None = None
     size: int = 0
     learned: Layout | None = None
+    dropped: tuple[Dropped, ...] = ()
     problem: str = ""
 
 
@@ -61,7 +66,7 @@ class Workers:
 
     def __init__(self, source: Input, chosen: Chosen, count: int, *, part: int = STRETCH) -> None:
         self.problems: list[CaptureFileError] = []
-        self.dropped = 0
+        self._drops = Drops()
         self.progress = 0.0
         self._source = source
         self._part = part
@@ -87,6 +92,10 @@ class Workers:
             self._processes.append(process)
 
     @property
+    def dropped(self) -> int:
+        return self._drops.total
+
+    @property
     def pids(self) -> list[int]:
         """The processes at work."""
         return [process.pid for process in self._processes if process.pid is not None]
@@ -100,11 +109,11 @@ class Workers:
     def _parts(self) -> Iterator[tuple[Stretch, Payload]]:
         layout, at, _ = read_head(self._source)
         size = self._source.size or 0
-        ahead = AHEAD * len(self._pipes)
         changes = 0
+        ahead = self._ahead(layout, changes)
         given = at
         while at < size:
-            while given < size and len(self._given) < (ahead if changes < CHANGES else 1):
+            while given < size and len(self._given) < ahead:
                 stop = min((given // self._part + 1) * self._part, size)
                 self._give(_Task(self._tasks, layout, given, stop, given == at, 0))
                 given = stop
@@ -119,6 +128,7 @@ class Workers:
                 done = self._take(task)
             if done.found is not None:
                 yield done.found, self._slot(task).view(done.size)
+            self._drops.add(done.dropped)
             at = done.next
             self.progress = at / size
             if done.problem:
@@ -129,14 +139,21 @@ class Workers:
                 layout = done.learned
             if done.why is Stop.CHANGE:
                 layout, at = self._change(layout, at)
-            elif at < task.stop:
+            elif done.why is Stop.END and at < task.stop:
                 raise CaptureFileError(self._source.name, at, CUT)
-            if layout != task.layout:
+            if layout != task.layout or done.why is Stop.PAUSE:
                 changes += 1
-                self.dropped = layout.dropped
+                ahead = self._ahead(layout, changes)
                 while self._given:  # they were begun without knowing
                     self._take(self._given.popleft())
                 given = at
+
+    def _ahead(self, layout: Layout, changes: int) -> int:
+        """How many parts may be given. A worker may be waiting until what it tells of a part is
+        read: meanwhile it must not be sent what waits until the worker reads."""
+        if changes >= CHANGES:
+            return 1
+        return len(self._pipes) * (AHEAD if len(pickle.dumps(layout)) <= SMALL else 1)
 
     def _slot(self, task: _Task) -> Mapped:
         return self._slots[task.number % len(self._slots)][task.slot]
@@ -232,15 +249,18 @@ def _do(task: _Task, fd: int, buffer: Buffer, chosen: Chosen, slot: Mapped) -> _
         buffer = Buffer(size + layout.longest)
         used = _read(fd, buffer, task.start, buffer.size)
         records, end, why = layout.walk(buffer.bytes[:used], begin, size)
-    found = learned = None
-    if len(records):
-        learned = layout.learned(buffer.bytes[:used], records)
-        packets = layout.packets(buffer.bytes[:used], records)
-        packets = packets._replace(data=buffer.bytes[: used + SLACK])
-        found = decode_stretch(packets, chosen, slot.payloads)
-    payload = slot.payloads.size if found is not None else 0
-    changed = learned if learned != layout else None
-    return _Done(task.start + begin, task.start + end, why, found, payload, changed)
+    done = _Done(task.start + begin, task.start + end, why)
+    if not len(records):
+        return done
+    packets, learned, dropped = layout.read(buffer.bytes[:used], records)
+    packets = packets._replace(data=buffer.bytes[: used + SLACK])
+    found = decode_stretch(packets, chosen, slot.payloads)
+    return done._replace(
+        found=found,
+        size=slot.payloads.size,
+        learned=learned if learned != layout else None,
+        dropped=dropped,
+    )
 
 
 def _read(fd: int, buffer: Buffer, at: int, size: int) -> int:
