@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from capture.walking import Read, layout_of, pcap_records
 from helpers.captures import Packet, pcap, pcapng
-from streamtap.capture.container import LARGEST_PACKET, Stop
+from streamtap.capture.container import LARGEST_PACKET, MOST_RECORDS, Stop
 from streamtap.capture.pcapfile import HEADER, PcapLayout, read_header
 from streamtap.errors import CaptureFileError
 
@@ -66,6 +66,22 @@ def test_a_record_that_claims_gigabytes_is_bad_where_it_stands() -> None:
     read = Read(damaged)
     assert len(read.packets) == 3
     assert (read.at, read.stop) == (len(raw), Stop.BAD)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_zeros_where_a_file_was_never_written_are_no_packets(order: str) -> None:
+    raw = pcap([*FEW, Packet(b"")], order=order)  # a header of zeros alone
+    for zeros in (0, 5, 100, 100_000):
+        read = Read(raw + bytes(zeros))
+        assert (len(read.packets), read.at, read.stop) == (3, len(raw) - 16, Stop.BAD)
+
+
+def test_very_many_records_are_read_a_bounded_part_at_a_time() -> None:
+    raw = pcap([Packet(b"", T)] * (MOST_RECORDS + 10))
+    layout, at, data = layout_of(raw)
+    records, end, why = layout.walk(data, at, len(raw))
+    assert (len(records), end, why) == (MOST_RECORDS, len(raw) - 160, Stop.PAUSE)
+    assert len(Read(raw).packets) == MOST_RECORDS + 10
 
 
 def test_a_layout_can_be_sent_to_another_process() -> None:

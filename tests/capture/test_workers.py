@@ -11,6 +11,7 @@ import pytest
 from helpers import captures
 from helpers.captures import Packet
 from helpers.packets import ethernet, ipv4, ipv6, tcp
+from streamtap.capture import pcapfile, pcapng
 from streamtap.capture.container import Layout
 from streamtap.capture.inputs import open_input
 from streamtap.capture.offline import OfflineSource
@@ -130,6 +131,19 @@ def test_several_processes_read_what_one_reads(name: str, tmp_path: Path) -> Non
     assert one[1] == []
     assert by_several(path) == one
     assert by_several(path, 65_537) == one
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_walks_that_pause_make_no_difference(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "capture"
+    path.write_bytes(FILES[name])
+    one = by_one(path)
+    for module in (pcapfile, pcapng):
+        monkeypatch.setattr(module, "MOST_RECORDS", 7)
+    assert by_one(path) == one
+    assert by_several(path) == one
 
 
 @pytest.mark.parametrize("cut", [1, 15, 16, 17, 60, 5000])

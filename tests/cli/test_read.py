@@ -1,13 +1,15 @@
 """`read`: what is chosen, and how it ends."""
 
 import json
+import os
+import struct
 from pathlib import Path
 
 import pytest
 
 from helpers import captures
 from helpers.captures import Packet
-from helpers.commands import run
+from helpers.commands import Command, run
 from helpers.packets import ethernet, ipv4, tcp
 
 ACK = 16
@@ -63,6 +65,37 @@ def test_a_cut_capture_is_read_and_then_told(capture: Path) -> None:
     assert error.startswith(f"streamtap: error: {capture}: ")
     assert " at offset " in error
     assert summary.startswith("streamtap: 1 flow")
+
+
+PCAP = captures.pcap([Packet(b"a packet", 10**18)])
+PCAPNG = captures.pcapng(captures.section(), captures.interface(), captures.enhanced(Packet(b"")))
+
+
+@pytest.mark.parametrize(
+    ("head", "place"),
+    [
+        (PCAP, len(PCAP)),
+        (PCAPNG, len(PCAPNG)),
+        (PCAP + struct.pack("<4I", 10**9, 0, 0xFFFF_FFF0, 60), len(PCAP)),
+        (PCAPNG + struct.pack("<2I", 6, 0xFFFF_FFFC), len(PCAPNG)),
+        (struct.pack("<3I", 0x0A0D_0D0A, 0xFFFF_FFFC, 0x1A2B_3C4D), 0),
+    ],
+    ids=["zeros", "zeros in pcapng", "a record of 4 GB", "a block of 4 GB", "a section of 4 GB"],
+)
+def test_ten_gigabytes_of_claims_are_refused_at_their_place(
+    head: bytes, place: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "sparse"
+    path.write_bytes(head)
+    os.truncate(path, 10_000_000_000)
+    with Command(tmp_path, "read", str(path)) as command:
+        _, status, usage = os.wait4(command.pid, 0)
+        command.process.returncode = os.waitstatus_to_exitcode(status)
+    assert command.process.returncode == 1
+    error = command.stderr.splitlines()[0]
+    assert error.startswith(f"streamtap: error: {path}: ")
+    assert error.endswith(f" at offset {place}")
+    assert usage.ru_maxrss < 250 * 1024  # KiB, of the largest of its processes
 
 
 def test_what_the_capture_says_it_lost_is_told_and_counts_for_strict(capture: Path) -> None:

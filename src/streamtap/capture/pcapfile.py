@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtap.capture.chain import Form, follow
-from streamtap.capture.container import LARGEST_PACKET, Layout, Packets, Process, Stop, Taken
+from streamtap.capture.container import (
+    LARGEST_PACKET,
+    MOST_RECORDS,
+    Layout,
+    Packets,
+    Process,
+    Stop,
+    Taken,
+)
 from streamtap.capture.pcapng import PcapngLayout
 from streamtap.errors import CaptureFileError
 
@@ -55,15 +63,24 @@ class PcapLayout:
     ) -> tuple[NDArray[np.int64], int, Stop]:
         form = self._form
         offsets, at = follow(data, start, stop, form, partial(self._guess, data))
+        if (blank := self._first_blank(data, offsets, at)) < len(offsets):
+            return offsets[:blank], int(offsets[blank]), Stop.BAD
+        if len(offsets) > MOST_RECORDS:
+            return offsets[:MOST_RECORDS], int(offsets[MOST_RECORDS]), Stop.PAUSE
         if at >= stop or at + _RECORD > len(data):
             return offsets, at, Stop.END
         (captured,) = Struct(self.order + "I").unpack_from(data.data, at + form.field)
         return offsets, at, Stop.BAD if captured + _RECORD > self.longest else Stop.END
 
+    def _first_blank(self, data: NDArray[np.uint8], offsets: NDArray[np.int64], end: int) -> int:
+        """The first record of zeros alone, among those up to `end`: no packet has no byte on the
+        wire, and where a file was not written there are zeros."""
+        empty = np.flatnonzero(np.diff(offsets, append=end) == _RECORD)
+        blank = ~_rows(data)[offsets[empty]].view(np.uint64).reshape(-1, 2).any(axis=1)
+        return int(empty[blank.argmax()]) if blank.any() else len(offsets)
+
     def read(self, data: NDArray[np.uint8], records: NDArray[np.int64]) -> Taken:
-        # A row at each byte, overlapping: those wanted are then gathered in one go.
-        rows = np.ndarray((max(0, len(data) - _RECORD + 1),), _ROW, data, strides=(1,))
-        headers = rows[records].view(self.order + "u4").reshape(len(records), 4)
+        headers = _rows(data)[records].view(self.order + "u4").reshape(len(records), 4)
         seconds, fraction, captured, lengths = headers.T.astype(np.int64)
         packets = Packets(
             data,
@@ -122,6 +139,11 @@ class PcapLayout:
     @property
     def _form(self) -> Form:
         return Form(self.order, 8, _RECORD, _RECORD, _RECORD, self.longest)
+
+
+def _rows(data: NDArray[np.uint8]) -> NDArray[np.void]:
+    """A row at each byte, overlapping: those wanted are then gathered in one go."""
+    return np.ndarray((max(0, len(data) - _RECORD + 1),), _ROW, data, 0, (1,))
 
 
 @lru_cache(maxsize=32)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtap.capture.chain import Form, follow
-from streamtap.capture.container import UNKNOWN_LINK, Packets, Stop, Taken
+from streamtap.capture.container import MOST_RECORDS, UNKNOWN_LINK, Packets, Stop, Taken
 from streamtap.capture.drops import Collected
 from streamtap.capture.interfaces import Interface, Interfaces, nanoseconds, read_interface
 from streamtap.capture.options import PacketOptions, options
@@ -60,6 +60,7 @@ _MOST_OTHERS = 16_384  # records that are no packets, of a walk: what they say i
 _MOST_SWAPS = 256  # of the byte order: files of several machines put together, no more
 _UNKNOWN = 0xFFFF  # drops of an obsolete packet block
 _FIRST_SPAN = 1 << 12  # bytes walked first, lest each change of the layout cost a long walk
+_LAST_SPAN = 1 << 22  # the same, at the most: blocks take memory, however short they are
 _CANDIDATES = 64  # places looked at for a guess: more, and it costs more than it saves
 
 
@@ -94,15 +95,21 @@ class PcapngLayout:
         parts: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         at, span, why = start, _FIRST_SPAN, None if self.section else Stop.CHANGE
         seen = _Seen(len(self.interfaces), 0)
-        while why is None:
+        count = 0
+        while why is None and count <= MOST_RECORDS:
             bound = min(stop, at + span)
             blocks, end = follow(data, at, bound, _form(self.order), partial(self._guess, data))
             found, at, why, seen = self._sift(data, blocks, end, seen)
             parts.append(found)
+            count += len(found)
             if why is None and (at >= stop or at < bound):
                 why = self._stop_at(data, at, stop)
-            span *= 16
-        return np.concatenate(parts), at, why
+            span = min(span * 16, _LAST_SPAN)
+        records = np.concatenate(parts)
+        if count > MOST_RECORDS:
+            return records[:MOST_RECORDS], int(records[MOST_RECORDS]), Stop.PAUSE
+        assert why is not None
+        return records, at, why
 
     def _sift(
         self, data: NDArray[np.uint8], blocks: NDArray[np.int64], end: int, seen: "_Seen"

@@ -141,7 +141,11 @@ class Workers:
                 layout, at = self._change(layout, at)
             elif done.why is Stop.END and at < task.stop:
                 raise CaptureFileError(self._source.name, at, CUT)
-            if layout != task.layout or done.why is Stop.PAUSE:
+            if layout == task.layout and done.why is Stop.PAUSE:
+                task = task._replace(start=at, exact=True)
+                self._given.appendleft(task)
+                self._pipes[task.number % len(self._pipes)].send(task)
+            elif layout != task.layout:
                 changes += 1
                 ahead = self._ahead(layout, changes)
                 while self._given:  # they were begun without knowing

@@ -66,7 +66,7 @@ def read_captures(arguments: Arguments, stop: Stop) -> int:
         progress.clear()
         reading.close()
     for problem in reading.problems:
-        say(f"streamtap: error: {printable(str(problem))}")
+        say(f"streamtap: error: {printable(str(problem), 1000)}")
     say(summary(reading, outputs))
     passed = reading.source.passed
     if passed and arguments.verbose:
