@@ -57,10 +57,14 @@ class Outputs:
         Raises ValueError for words that no selection knows, OSError where there is no stdout.
         """
         self._arguments = arguments
-        self._chosen = bool(arguments.provider or arguments.flag or arguments.level)
-        self.selection = choose(arguments.provider, arguments.flag, arguments.level)
-        if arguments.count is not None and not self._chosen:
-            self.selection = without_ours(self.selection)
+        self._chosen = bool(selection or arguments.provider or arguments.flag or arguments.level)
+        self._keep_numbers = keep_numbers
+        if selection is not None:
+            self.selection = selection
+        else:
+            self.selection = choose(arguments.provider, arguments.flag, arguments.level)
+            if arguments.count is not None and not self._chosen:
+                self.selection = without_ours(self.selection)
         self._still: int | None = arguments.count
         self._specs = sinks(arguments)
         self._calm = not (self._chosen or arguments.verbose)
@@ -73,7 +77,7 @@ class Outputs:
         self.only_files = not self._specs and not arguments.write
         if not self._specs and arguments.count is None:
             self.selection = Selection(frozenset())  # nobody would see a record
-        elif arguments.content == "full":  # whatever else was chosen
+        elif arguments.content == "full" and selection is None:  # whatever else was chosen
             self.selection |= ASKED
         self._packets = self._pcapng() if arguments.write else None
         self._files = self._extract() if arguments.extract else None
