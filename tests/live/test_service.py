@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from helpers.live import Puppet, eventually, join, leave, say
+from helpers.live import Puppet, copy_interpreter, eventually, join, leave, say
 from helpers.places import environment_of, place
 from helpers.services import RUN, Service, is_alive, open_bpf
+from streamtap.capture.pins import Pins
 from streamtap.events import FlowClosed, FlowOpened, Record, StreamGap
+from streamtap.service.client import new_filter
 from streamtap.service.paths import Paths
 from streamtap.service.registry import Registry
 from streamtap.service.state import Recorded
@@ -283,3 +285,68 @@ def test_two_hundred_sessions_at_once(
         assert time.monotonic() - began < 60
     texts = {(tmp_path / f"{number}.jsonl").read_bytes() for number in range(200)}
     assert len(texts) == 1
+
+
+def test_after_a_reboot_the_filters_are_in_force_again(
+    service: Service, program: Path, speaker: Puppet, server: Puppet
+) -> None:
+    """A reboot takes what the kernel had, and the folder of what runs."""
+    with service.client() as client:
+        client.add([str(program)])
+    assert service.stop() == 0
+    Pins(service.paths.pins).remove()
+    for left in service.paths.run.iterdir():
+        left.unlink()
+    service.again()
+    with service.client() as client, client.records() as records:
+        join(speaker, server)
+        say(speaker, server, b"hello")
+        leave(speaker, server)
+        until(records, FlowClosed)
+        assert client.status().unseen_bytes == 0
+
+
+def test_a_program_whose_file_is_replaced_stays_in_its_filter(
+    service: Service, program: Path, puppet: Callable[..., Puppet], server: Puppet
+) -> None:
+    def replace() -> None:
+        new = copy_interpreter(program.with_name("new"))
+        new.replace(program)
+
+    def is_seen() -> None:
+        with service.client() as client, client.records() as records:
+            speaker = puppet(program)
+            join(speaker, server)
+            say(speaker, server, b"hello")
+            leave(speaker, server)
+            until(records, FlowClosed)
+
+    with service.client() as client:
+        client.add([str(program)])
+    replace()  # while it runs
+    is_seen()
+    assert service.stop() == 0
+    replace()  # while it does not
+    speaker = puppet(program)
+    service.again()
+    is_seen()
+    with service.client() as client, client.records() as records:
+        join(speaker, server)
+        leave(speaker, server)
+        until(records, FlowClosed)
+
+
+def test_a_filter_may_forbid_what_a_session_asks_for(
+    service: Service, program: Path, speaker: Puppet, server: Puppet
+) -> None:
+    asked = [new_filter("exe", str(program), content="meta", protocol="http")]
+    with service.client() as client:
+        client.add(asked)
+        with client.records(content="full") as records:
+            join(speaker, server)
+            say(speaker, server, b"GET /plan?key=hushhush HTTP/1.1\r\nHost: here\r\n\r\n")
+            leave(speaker, server)
+            came = until(records, FlowClosed)
+    text = str([one.body for one in came])
+    assert "forced" in text
+    assert "hushhush" not in text
