@@ -287,6 +287,38 @@ def test_two_hundred_sessions_at_once(
     assert len(texts) == 1
 
 
+def test_a_restart_loses_no_byte_of_what_is_said_meanwhile(
+    service: Service, program: Path, speaker: Puppet, server: Puppet, tmp_path: Path
+) -> None:
+    recording = tmp_path / "chat.jsonl"
+    with service.client() as client:
+        client.add([str(program)])
+        client.start_trace("chat", outputs=[recording])
+    join(speaker, server)
+    server.begin("discard(s)")
+    # About a second; the ring has room for what passes between two services.
+    speaker.begin("import time\nfor _ in range(1000): s.sendall(b'x' * 1000); time.sleep(0.001)")
+    with service.client() as client:
+        eventually(lambda: client.status().records > 10, "it is seen")
+        client.stop(hold=True)
+        client.wait_until_ended()
+    assert service.process.wait(20) == 0
+    service.again()
+    speaker.result()
+    speaker.do("s.shutdown(socket.SHUT_WR)")
+    assert server.result() == 1_000_000
+    server.do("s.close()")
+    speaker.do("s.close()")
+    eventually(lambda: b'"reason":"fin"' in recording.read_bytes(), "it is told")
+    with service.client() as client:
+        assert client.status().unseen_bytes == 0
+    first, last = [line for line in lines_of(recording) if line["event"] == "flow.closed"]
+    assert (first["reason"], last["reason"]) == ("end", "fin")
+    told = [line["sent"] + line.get("sent_counted", 0) for line in (first, last)]
+    assert sum(told) == last["sent_total"] == 1_000_000
+    assert last["missing"] == told[0], "what the first one saw"
+
+
 def test_after_a_reboot_the_filters_are_in_force_again(
     service: Service, program: Path, speaker: Puppet, server: Puppet
 ) -> None:

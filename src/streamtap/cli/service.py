@@ -30,7 +30,7 @@ def stop_options(parser: Parser) -> None:
 def restart_options(parser: Parser) -> None:
     parser.description = (
         "Ends the service, if it runs, and starts it again, as after an upgrade. What passes "
-        "between is counted, and read as far as the rings hold it."
+        "between is read by the new one, as far as the rings have room for it; the rest is counted."
     )
 
 
@@ -87,7 +87,7 @@ def restart(arguments: Arguments) -> int:
 
     if (client := running()) is not None:
         with client:
-            client.stop()
+            client.stop(hold=True)
             client.wait_until_ended()
     return _start()
 

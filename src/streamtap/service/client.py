@@ -113,9 +113,10 @@ class Client:
         """Filters, callouts and pins; the service ends."""
         self._exchange(Remove())
 
-    def stop(self) -> None:
-        """Ends the service; callouts and filters stay."""
-        self._exchange(Stop())
+    def stop(self, *, hold: bool = False) -> None:
+        """Ends the service; callouts and filters stay. hold: what passes is kept for the next one,
+        as far as there is room."""
+        self._exchange(Stop(hold=hold))
 
     def wait_until_ended(self, timeout_s: float = END_S) -> None:
         """After `stop` or `remove`: until the service has let go of this connection, the last thing

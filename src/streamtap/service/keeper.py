@@ -162,12 +162,13 @@ class Keeper:
         self._recorders.look_after()
 
     def _end(self) -> None:
-        """What the rings hold is read to its end; then nobody reads, and that is counted."""
+        """What the rings hold is read to its end; then nobody reads, and what passes is counted,
+        unless the next one is about to begin."""
         stopping()
         registry = self._registry
         removing = self._stop == "remove"
         callouts = registry.driver.callouts
-        callouts.pause(True)
+        callouts.pause(self._stop != "hold")
         callouts.told()
         self._parser.finish(FINISH_S)
         for session in self._sessions:
@@ -223,8 +224,11 @@ class Keeper:
             case Enable() | Disable():
                 self._switch(request)
                 return None
-            case Remove() | Stop():
-                self._stop = "remove" if isinstance(request, Remove) else "stop"
+            case Remove():
+                self._stop = "remove"
+                return None
+            case Stop():
+                self._stop = "hold" if request.hold else "stop"
                 return None
             case TraceStart():
                 return self._trace_start(peer, request)
@@ -376,8 +380,6 @@ class Keeper:
         return gone
 
     def _attach(self, peer: Peer, request: Attach, client: Connection) -> None:
-        if request.both_ends:
-            raise ValueError("the service tells what two watched applications say once")
         mask = self._mask_of(request.filters)
         parse(request.selection)
         name = self._sessions.free_name(request.name or f"{peer.user}-{peer.pid}")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from streamtap.capture.callouts import CONTROL_BYTES
 from streamtap.driver import Driver
-from streamtap.events import Body
+from streamtap.events import Body, ControlState
 from streamtap.service import messages
 from streamtap.service.board import Board
 from streamtap.service.link import LinkError, ParserEnd
@@ -103,6 +103,7 @@ class ParserProcess:
             "system calls filtered" if ready.seccomp else "no filter of system calls",
             landlock,
         )
+        self.note(time.time_ns(), ControlState(state=f"parser has {', '.join(self.confined)}"))
 
     def gone(self, session: str) -> None:
         self._left(session)

@@ -146,7 +146,13 @@ class Remove(Request, frozen=True, kw_only=True, tag="remove"):
 
 
 class Stop(Request, frozen=True, kw_only=True, tag="stop"):
-    """Ends the service; callouts and filters stay: null."""
+    """Ends the service; callouts and filters stay: null.
+
+    hold: another service follows at once; what passes between waits for it in the rings, as far as
+    there is room. Otherwise it is counted, and not kept.
+    """
+
+    hold: bool = False
 
 
 class TraceStart(Request, frozen=True, kw_only=True, tag="trace_start"):
@@ -203,8 +209,7 @@ class Attach(Request, frozen=True, kw_only=True, tag="attach"):
     """Makes this connection a live session: `Attached`, and from the next line on records.
 
     name: of the session in `sessions`; "" for one of the service's own.
-    last_s: begin with the records of so many seconds before. both_ends: what two watched
-        applications say to each other, at both of them.
+    last_s: begin with the records of so many seconds before.
     """
 
     selection: Words = ()
@@ -212,7 +217,6 @@ class Attach(Request, frozen=True, kw_only=True, tag="attach"):
     filters: Names = ()
     last_s: Annotated[float, Meta(ge=0, le=MAX_LAST_S)] | None = None
     name: Annotated[str, Meta(max_length=64)] = ""
-    both_ends: bool = False
 
     def concerned(self) -> Sequence[str]:
         return (f"content {self.content}", *self.filters)
