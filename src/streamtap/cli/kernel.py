@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from streamtap.capture.inspect import Attached, LiveFlow
 
 NOT_RUNNING = 3
+_BYTES = ("seen", "captured", "counted")
 _COLUMNS = (
     *("FLOW", "APPLICATION", "ROLE", "LOCAL", "REMOTE"),
     *("STATE", "SENT", "RECEIVED", "POLICY", "MONITOR"),
@@ -53,7 +54,7 @@ def attached_now() -> list[Holder]:
 
 
 def print_attached(found: Sequence[Holder]) -> None:
-    from streamtap.trace.text import counted, duration, printable, size
+    from streamtap.trace.text import duration, printable
 
     for one, count in found:
         holder = ", ".join(f"{pid}  {printable(_command(pid))}" for pid in one.pids)
@@ -63,17 +64,18 @@ def print_attached(found: Sequence[Holder]) -> None:
         if not one.readable:
             print("  counters of another version of streamtap")
             continue
-        counters = one.counters
         print(f"  flows    {count}")
-        print(
-            f"  seen     {counted(counters['segments'], 'segment')}, "
-            f"{size(counters['seen_bytes'])}: {size(counters['captured_bytes'])} copied, "
-            f"{size(counters['counted_bytes'])} counted"
-        )
-        print(
-            f"  lost     {counted(counters['lost_segments'], 'segment')}, "
-            f"{size(counters['lost_bytes'])}"
-        )
+        print_counters(one.counters)
+
+
+def print_counters(counters: dict[str, int]) -> None:
+    from streamtap.trace.text import counted, size
+
+    segments = counted(counters["segments"], "segment")
+    seen, copied, left = (size(counters[f"{what}_bytes"]) for what in _BYTES)
+    print(f"  seen     {segments}, {seen}: {copied} copied, {left} counted")
+    lost = counted(counters["lost_segments"], "segment")
+    print(f"  lost     {lost}, {size(counters['lost_bytes'])}")
 
 
 def flows_options(parser: Parser) -> None:

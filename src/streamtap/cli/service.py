@@ -1,6 +1,6 @@
 """`start`, `stop`, `restart` and `status`: the service."""
 
-from streamtap.cli.kernel import NOT_RUNNING, attached_now, print_attached
+from streamtap.cli.kernel import NOT_RUNNING, attached_now, print_attached, print_counters
 from streamtap.cli.parsing import Arguments, Parser, say
 from streamtap.cli.tables import print_json
 
@@ -134,17 +134,7 @@ def _print_status(told: "StatusReply") -> None:
     print(f"  hooks    {' '.join(told.hooks)}")
     if told.missing:
         print(f"  missing  {printable(' '.join(told.missing))}")
-    counters = told.counters
-    if "seen_bytes" in counters:
-        print(
-            f"  seen     {counted(counters['segments'], 'segment')}, "
-            f"{size(counters['seen_bytes'])}: {size(counters['captured_bytes'])} copied, "
-            f"{size(counters['counted_bytes'])} counted"
-        )
-        print(
-            f"  lost     {counted(counters['lost_segments'], 'segment')}, "
-            f"{size(counters['lost_bytes'])}"
-        )
+    print_counters(told.counters)
     if told.unseen_bytes:
         print(f"  unseen   {size(told.unseen_bytes)}, before the service began")
     if told.parser_restarts:
