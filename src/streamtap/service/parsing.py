@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 class ParserProcess:
     """began: called when a parser is there that knows nothing yet; with whether one was before.
         It reads the rings after `begin`, which is to follow what it is to know.
+    ledger_fd: of the ledger that every parser goes on with; the caller's.
     left: called with the name of a session that nobody reads any more.
     confined: what it gave up, in words; empty before it has said so. restarts: since the keeper
     began."""
@@ -39,6 +40,7 @@ class ParserProcess:
         self,
         driver: Driver,
         board: Board,
+        ledger_fd: int,
         selector: selectors.BaseSelector,
         key: bytes | None,
         *,
@@ -47,6 +49,7 @@ class ParserProcess:
     ) -> None:
         self._driver = driver
         self._board = board
+        self._ledger_fd = ledger_fd
         self._selector = selector
         self._key = key
         self._began = began
@@ -69,18 +72,22 @@ class ParserProcess:
         """Raises OSError."""
         again = self._started > 0
         callouts = self._driver.callouts
-        self._process, self._end = start_parser(
+        process, end = start_parser(
             *callouts.ring_fds,
             self._board,
+            self._ledger_fd,
             self,
             messages.Setup(callouts.ring_bytes, CONTROL_BYTES, self._key),
             self._filters,
         )
+        self._process, self._end = process, end
         self._started = time.monotonic()
         self.confined = ()
-        self._pidfd = os.pidfd_open(self._process.pid)
-        self._selector.register(self._end.fd, selectors.EVENT_READ, self.serve)
-        self._selector.register(self._pidfd, selectors.EVENT_READ, lambda events: self._ended())
+        self._pidfd = os.pidfd_open(process.pid)
+        self._selector.register(end.fd, selectors.EVENT_READ, self.serve)
+        self._selector.register(
+            self._pidfd, selectors.EVENT_READ, lambda events: self._ended(process)
+        )
         self._began(again)
 
     def begin(self) -> None:
@@ -113,9 +120,8 @@ class ParserProcess:
         self.kill()
         self._again()
 
-    def _ended(self) -> None:
-        process = self._process
-        if process is None:
+    def _ended(self, process: subprocess.Popen[bytes]) -> None:
+        if process is not self._process:  # its link told first, and another one is there
             return
         code = process.wait()
         _log.error("the parser ended: %s", _how(code))
