@@ -95,7 +95,8 @@ def closed_record(flow_id: int = 1, *, sent: int = 0, time_ns: int = 0) -> bytes
     record = np.zeros(1, CLOSED_RECORD)
     record["flow_id"], record["kind"] = flow_id, RecordKind.CLOSED
     record["time_ns"] = time_ns
-    record["snd_nxt"] = record["snd_una"] = record["bytes_acked"] = sent
+    record["bytes_acked"] = sent
+    record["snd_nxt"] = record["snd_una"] = sent & 0xFFFFFFFF
     return record.tobytes()
 
 

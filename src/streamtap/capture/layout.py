@@ -5,7 +5,10 @@ built object. A dtype reads whole columns; `Row` reads a single record without N
 """
 
 import struct
+from collections.abc import Mapping
 from enum import IntEnum, IntFlag
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -215,10 +218,10 @@ KIND_AT = {  # offset of `kind` in records of the control ring, by their length
 
 
 class Row:
-    """Reads single records of a dtype as named values; arrays of two come as tuples."""
+    """Single records of a dtype as named values, read and written; arrays of two are tuples."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
-        codes, names, counts = ["<"], [], []
+        codes, counts = ["<"], []
         assert dtype.names is not None
         for name in dtype.names:
             field = dtype[name]
@@ -227,16 +230,37 @@ class Row:
                 codes.append(f"{base.itemsize}s")
             else:
                 codes.append({1: "B", 2: "H", 4: "I", 8: "Q"}[base.itemsize] * count)
-            names.append(name)
             counts.append(1 if base.kind == "V" else count)
         self._struct = struct.Struct("".join(codes))
-        self._fields = tuple(zip(names, counts, strict=True))
+        self._names = dtype.names
+        self._values = itemgetter(*dtype.names)
+        # Runs of fields of one value, and arrays: whether it is one, where it is in the values of
+        # the struct, and in those by name.
+        self._runs: list[tuple[bool, int, int, int, int]] = []
+        at = 0
+        for is_array, group in groupby(enumerate(counts), lambda field: field[1] > 1):
+            fields = list(group)
+            for part in [[field] for field in fields] if is_array else [fields]:
+                first, length = part[0][0], sum(count for _, count in part)
+                self._runs.append((is_array, at, at + length, first, first + len(part)))
+                at += length
         self.size = self._struct.size
         assert self.size == dtype.itemsize
 
     def read(self, data: bytes | memoryview, at: int = 0) -> dict[str, Any]:
-        values = iter(self._struct.unpack_from(data, at))
-        return {
-            name: next(values) if count == 1 else tuple(next(values) for _ in range(count))
-            for name, count in self._fields
-        }
+        values = self._struct.unpack_from(data, at)
+        given: list[Any] = []
+        for is_array, start, stop, _, _ in self._runs:
+            if is_array:
+                given.append(values[start:stop])
+            else:
+                given += values[start:stop]
+        return dict(zip(self._names, given, strict=True))
+
+    def write(self, values: Mapping[str, Any]) -> bytes:
+        """The record that `read` gives these of."""
+        named = self._values(values)
+        given: list[Any] = []
+        for is_array, _, _, start, stop in self._runs:
+            given += named[start] if is_array else named[start:stop]
+        return self._struct.pack(*given)

@@ -9,7 +9,8 @@ import select
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,14 @@ from streamtap.capture.layout import (
 )
 from streamtap.capture.lives import Closing, Lives, Opening, Scoping
 from streamtap.capture.orphans import Ends, Orphans
-from streamtap.capture.resume import continues_at, flows_announced, unread
+from streamtap.capture.resume import (
+    Before,
+    Ledger,
+    NoLedger,
+    Remembered,
+    find_flows,
+    listed,
+)
 from streamtap.capture.totals import kernel_totals
 from streamtap.model import (
     App,
@@ -77,11 +85,15 @@ class LiveSource:
 
     Segments may be views of the ring: they are valid until `release`, or the next `poll`.
     names: the filters' names by bit; the caller may change them at any time.
+    ledger: told of the flows that are open, for the reader that may follow this one.
     given_ns: everything older than this (Unix time) has been given.
     """
 
-    def __init__(self, kernel: Kernel, names: Mapping[int, str]) -> None:
+    def __init__(
+        self, kernel: Kernel, names: Mapping[int, str], ledger: Ledger | None = None
+    ) -> None:
         self._kernel = kernel
+        self._ledger = ledger or NoLedger()
         self._names = names
         self._data, self._control = kernel.rings()
         self._epoll = select.epoll(2)
@@ -210,7 +222,7 @@ class LiveSource:
         known_before = set(self._known)
         open_now = set()
         for row in self._kernel.list_flows():
-            record = self._listed(row)
+            record = listed(row, self._enabled)
             open_now.add(record["flow_id"])
             if record["filters"] | record["candidates"] and record["flow_id"] not in self._foreign:
                 self._open(record, items)
@@ -218,13 +230,6 @@ class LiveSource:
         for flow_id in known_before - open_now:
             if self._lives.last(flow_id) is None:
                 self._end({"flow_id": flow_id, "time_ns": time.monotonic_ns()})
-
-    def _listed(self, row: Any) -> dict[str, Any]:
-        """The OPENED record of a FLOW_LISTING, in filters that are in force."""
-        record = _opened_row.read(row["opened"].tobytes())
-        record["filters"] &= self._enabled
-        record["candidates"] &= self._enabled
-        return record
 
     def _forget_foreign(self) -> None:
         """Once all that the ring held of them has long been passed."""
@@ -242,6 +247,8 @@ class LiveSource:
                 return  # its data, if there was any, was passed over
             if known is not None and record["time_ns"] < known.time_ns:
                 return  # of a life before this one, which nobody here saw
+        if "flags" in record:
+            self._ledger.ending(record)
         self._lives.add(self._data.produced, Closing(flow_id, record))
 
     def _open(self, record: dict[str, Any], items: list[Item]) -> None:
@@ -261,12 +268,9 @@ class LiveSource:
         self,
         record: dict[str, Any],
         items: list[Item],
-        *,
-        starts: tuple[int, int] | None = None,
-        since_ns: int = 0,
+        before: Before | None = None,
     ) -> None:
-        """starts: bytes that passed and were read by another, sent and received; then since_ns is
-        when the unread part began, by the kernel's clock."""
+        """before: another has read what passed."""
         flow_id, filters = record["flow_id"], record["filters"]
         if record["candidates"]:
             filters |= self._candidates.verdict_of(record)
@@ -283,19 +287,20 @@ class LiveSource:
         self._foreign.pop(flow_id, None)
         flags = record["flags"]
         role = Role.CLIENT if flags & FlowFlag.ACTIVE else Role.SERVER
-        flow = self._flow(record, filters, role)
-        if starts is not None:
-            flow = replace(flow, midstream=True, opened_ns=since_ns + self._clock_ns)
+        flow = self._flow(record, filters, role, before)
+        if before is not None:
+            flow = replace(flow, midstream=True, opened_ns=before.since_ns + self._clock_ns)
         sent = flow.sent
         local, remote = (0, 1) if sent is Direction.TO_SERVER else (1, 0)
         sequence, passed = record["sequence"], record["passed"]
         offsets = passed
-        if starts is not None:
+        if before is not None:
+            offsets = before.starts
             sequence = tuple(
-                (first + start - before) & 0xFFFFFFFF
-                for first, start, before in zip(sequence, starts, passed, strict=True)
+                (first + start - base) & 0xFFFFFFFF
+                for first, start, base in zip(sequence, offsets, passed, strict=True)
             )
-            offsets = starts
+        self._ledger.opened(record, flow)
         items.append(
             Opened(flow, (sequence[local], sequence[remote]), (offsets[local], offsets[remote]))
         )
@@ -310,18 +315,23 @@ class LiveSource:
         """A flow is in these filters from now on."""
         if filters != known.filters:
             self._known[flow_id] = known._replace(filters=filters)
+            self._ledger.scoped(flow_id, filters)
             items.append(Scoped(flow_id, time.time_ns(), filters, self._name_of(filters)))
 
     def _name_of(self, filters: int) -> str:
         return self._names.get((filters & -filters).bit_length() - 1, "")
 
-    def _flow(self, record: dict[str, Any], filters: int, role: Role) -> Flow:
+    def _flow(
+        self, record: dict[str, Any], filters: int, role: Role, before: Before | None
+    ) -> Flow:
+        # The one before was there when the process and its cgroup were.
+        path, cgroup = (before.path, before.cgroup) if before is not None else ("", "")
         app = App(
-            self._candidates.path_of(record),
+            path or self._candidates.path_of(record),
             record["pid"],
             record["comm"][:COMM_LENGTH].split(b"\0")[0].decode("utf-8", "backslashreplace"),
             record["uid"],
-            self._kernel.cgroup_path(record["cgroup_id"]),
+            cgroup or self._kernel.cgroup_path(record["cgroup_id"]),
             self._name_of(filters),
         )
         return Flow(
@@ -338,7 +348,7 @@ class LiveSource:
 
     def _live_on(self, items: list[Item]) -> None:
         """The steps in the lives of flows that waited for what has been read by now."""
-        for step in self._lives.due(self._data.position):
+        for step in islice(self._lives.due(self._data.position), AT_ONCE):
             flow_id = step.flow_id
             if isinstance(step, Closing):
                 self._close(step.record, items)
@@ -360,6 +370,7 @@ class LiveSource:
         if known is None:
             self._foreign.pop(flow_id, None)
             return
+        self._ledger.closed(flow_id)
         if self._passive.get(known.ends) == flow_id:
             del self._passive[known.ends]
         time_ns = record["time_ns"] + self._clock_ns
@@ -449,29 +460,29 @@ class LiveSource:
                 gone = {"flow_id": flow_id, "time_ns": time.monotonic_ns(), "removed": True}
                 self._lives.add(self._data.produced, Closing(flow_id, row | gone))
 
-    def resume(self, enabled: int = -1) -> None:
+    def resume(self, enabled: int = -1, remembered: Iterable[Remembered] = ()) -> None:
         """To be called before the first `poll` where another has read the rings before: the flows
-        that are open are opened, midstream, where what it left unread begins.
+        that are open are opened, midstream, where what it left unread begins. So are those that it
+        has told of and that have ended since, and then closed.
 
-        enabled: mask of the filters in force.
+        enabled: mask of the filters in force. remembered: what the other one's ledger holds.
         """
         self._read_clock()
         self._enabled = enabled
         self._control_lost = self._kernel.counters()["control_lost"]
         listing = self._kernel.list_flows()
-        announced = flows_announced(self._control)
-        records = unread(self._data)
-        starts = continues_at(listing, records)
-        since_ns = int(records["time_ns"].min()) if len(records) else time.monotonic_ns()
-        passed = listing["opened"]["passed"].astype(np.int64)
-        begun_here = (starts == passed).all(axis=1).tolist()
-        for row, start, whole in zip(listing, starts.tolist(), begun_here, strict=True):
-            record = self._listed(row)
-            # With its opening still to be read, and all it said, it is as if we had been here.
-            in_scope = record["filters"] | record["candidates"]
-            if in_scope and not (whole and record["flow_id"] in announced):
-                self._begin(record, self._early, starts=(start[0], start[1]), since_ns=since_ns)
-        self.retire(enabled)  # of what the control ring still tells
+        found = find_flows(listing, remembered, self._control, self._data, enabled)
+        for record, before in found.begin:
+            self._begin(record, self._early, before)
+        for flow_id, closed in found.ended:
+            if closed is not None:
+                self._lives.add(self._data.produced, Closing(flow_id, closed))
+        self.retire(enabled)  # and what the control ring tells
+        for flow_id, _ in found.ended:
+            if self._lives.last(flow_id) is None:
+                self._end({"flow_id": flow_id, "time_ns": time.monotonic_ns()})
+        for record in found.again:
+            self._open(record, self._early)
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -484,20 +495,19 @@ class LiveSource:
             for row in self._kernel.list_flows()
         }
 
-    def finish(self, standing: Mapping[int, dict[str, Any]]) -> list[Item]:
+    def finish(self, standing: Mapping[int, dict[str, Any]]) -> Iterator[Item]:
         """Closings for the flows that are still open, with the kernel's totals; before each, what
         was counted of it and not told yet."""
         now_ns = time.time_ns()
-        items: list[Item] = []
         for flow_id, known in self._known.items():
+            self._ledger.closed(flow_id)
             row = standing.get(flow_id)
             if row is None:
-                items.append(Closed(flow_id, now_ns, "end"))
+                yield Closed(flow_id, now_ns, "end")
                 continue
-            items += _ranges(flow_id, known, row, now_ns)
+            yield from _ranges(flow_id, known, row, now_ns)
             totals, lost = (_by_direction(known, row[name]) for name in ("totals", "lost_segments"))
-            items.append(Closed(flow_id, now_ns, "end", totals, lost))
-        return items
+            yield Closed(flow_id, now_ns, "end", totals, lost)
 
     def close(self) -> None:
         self._epoll.close()
