@@ -316,6 +316,30 @@ def test_who_asks_too_fast_waits_and_is_answered_in_the_end(serve: Callable[...,
     assert [served.reply(client)["id"] for _ in range(5)] == [1] * 5
 
 
+def test_who_asks_all_the_time_does_not_keep_the_others_from_being_heard(
+    serve: Callable[..., Served],
+) -> None:
+    served = serve(bounds=Bounds(rate=1, burst=1))
+    busy = [served.connect() for _ in range(4)]
+    for client in busy:
+        client.sendall(b'{"id":1,"verb":"status"}\n' * 20)
+    served.settle()
+    late = served.connect()
+    late.sendall(b'{"id":2,"verb":"flows"}\n')
+    served.settle()
+    for _ in range(len(busy) + 1):
+        served.clock.now += 1
+        served.settle()
+    assert [request.id for request in served.service.handled].count(2) == 1
+    busy[0].close()  # who goes while it waits holds up nobody
+    served.settle()
+    handled = len(served.service.handled)
+    for _ in range(4):
+        served.clock.now += 1
+        served.settle()
+    assert len(served.service.handled) == handled + 4
+
+
 def test_connections_of_a_user_are_bounded_and_the_next_is_told(
     serve: Callable[..., Served],
 ) -> None:

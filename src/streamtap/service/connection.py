@@ -217,7 +217,7 @@ class Connection:
             if at < 0 and not self._incoming:
                 self.close()
                 break
-            if not self._server.may_ask(self.peer):
+            if not self._server.may_ask(self):
                 self.throttled = True
                 break
             if at < 0:

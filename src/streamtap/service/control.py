@@ -58,12 +58,14 @@ class Service(Protocol):
 
 
 class _User:
-    """What one user has used up. untold: requests not granted that no record tells of."""
+    """What one user has used up. untold: requests not granted that no record tells of.
+    waiting: connections whose requests wait for a token, who has waited longest first."""
 
     def __init__(self, bounds: Bounds, now: float) -> None:
         self.requests = Bucket(bounds.rate, bounds.burst, now)
         self.refused = Bucket(bounds.refused_rate, bounds.refused_burst, now)
         self.connections: set[Connection] = set()
+        self.waiting: dict[Connection, None] = {}
         self.untold = 0
 
 
@@ -162,10 +164,18 @@ class ControlServer:
         user = self._users.get(connection.peer.uid)
         if user is not None:
             user.connections.discard(connection)
+            user.waiting.pop(connection, None)
 
-    def may_ask(self, peer: Peer) -> bool:
-        """Takes a token; False where the user has to wait for one."""
-        return self._user(peer.uid).requests.take(self.clock())
+    def may_ask(self, connection: Connection) -> bool:
+        """Takes a token; False where its turn is to come. No connection that asks all the time
+        keeps the user's others from ever being heard."""
+        user = self._user(connection.peer.uid)
+        first = next(iter(user.waiting), connection)
+        if first is connection and user.requests.take(self.clock()):
+            user.waiting.pop(connection, None)
+            return True
+        user.waiting.setdefault(connection)
+        return False
 
     def may_queue(self, peer: Peer, length: int) -> bool:
         """Is there room for so much more that waits to be read by this user?"""
@@ -274,8 +284,10 @@ class ControlServer:
             else:
                 due.append(self._paused_until - now)
         for user in list(self._users.values()):
-            for connection in list(user.connections):
+            for connection in (*user.waiting, *(user.connections - user.waiting.keys())):
                 at = connection.expire(now)
+                if not connection.throttled:
+                    user.waiting.pop(connection, None)
                 if at is not None:
                     due.append(max(0.0, at - now))
                 if connection.throttled:
