@@ -8,6 +8,7 @@ again and goes on. The keeper itself may: what is pinned goes on, and the next o
 
 import logging
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -64,6 +65,7 @@ from streamtap.trace.text import counted
 LAYERS = ("flow_established", "stream")
 TICK_S = 1.0
 WAIT_S = 10.0  # for a verb that holds the lock
+DESCRIPTORS = 65536  # a session takes three of a recorder
 FINISH_S = 10.0  # for what the rings hold at the end
 _log = logging.getLogger(__name__)
 
@@ -421,7 +423,11 @@ class Keeper:
             session.stream.close()
             session.stream = ours
             ours.setblocking(False)
-            self._recorders.record(stored, theirs)
+            try:
+                self._recorders.record(stored, theirs)
+            except OSError as error:
+                self._recorders.later(name)
+                self._on_recorder(name, str(error))
             self._parser.attach(session)
 
     def _on_recorder(self, name: str, error: str) -> None:
@@ -438,7 +444,16 @@ def run(paths: Paths, ready: Ready, *, force: bool = False) -> int:
     force: state that is damaged is put aside, and begun anew.
     """
     logging.basicConfig(format="streamtap: %(message)s", level=logging.INFO)
+    _more_descriptors()
     return Keeper(paths, force=force).run(ready)
+
+
+def _more_descriptors() -> None:
+    """For as many sessions as there may be; the other processes inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _open_registry(paths: Paths, force: bool) -> Registry:

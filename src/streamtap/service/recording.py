@@ -1,14 +1,17 @@
 """The recorders as the keeper sees them: one for each user who has sessions recorded."""
 
+import errno
 import logging
 import os
 import pwd
+import select
 import selectors
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -18,6 +21,9 @@ from streamtap.service.recorder import MAX_MESSAGE, Answer, Become, Order, Recor
 from streamtap.service.state import Recorded
 
 PAUSE_S = 1.0  # before a recorder that ended is started again
+END_S = 1.0  # for a process to be gone that has ended
+LEAVE_S = 10.0  # for one to write what has come
+MOST_WAITING = 4096  # orders that wait for a recorder
 _log = logging.getLogger(__name__)
 _answers = msgspec.json.Decoder(Answer)
 
@@ -40,6 +46,8 @@ class Recorders:
         self._lost = lost
         self._recorders: dict[int, _Recorder] = {}  # by user
         self._waiting: list[tuple[float, str]] = []
+        # Those that are to end: until when, by the monotonic clock.
+        self._leaving: list[tuple[float, subprocess.Popen[bytes]]] = []
         self.dropped: dict[str, int] = {}
 
     @property
@@ -48,16 +56,30 @@ class Recorders:
 
     def record(self, stored: Recorded, stream: socket.socket) -> None:
         """Has the lines of `stream` written; the caller closes its own descriptor. Raises OSError
-        where no process can be made."""
+        where no process can be made, or the one that there is takes nothing."""
         recorder = self._recorders.get(stored.uid)
         if recorder is None:
             recorder = self._recorders[stored.uid] = _Recorder(stored.uid, stored.user)
             self._selector.register(
-                recorder.link, selectors.EVENT_READ, lambda events: self._hear(recorder)
+                recorder.link, selectors.EVENT_READ, lambda events: self._serve(recorder, events)
             )
-        recorder.sessions.add(stored.name)
         order = Order(record=Record(stored.name, stored.outputs, stored.limit_bytes, stored.keep))
-        recorder.send(order, stream)
+        recorder.order(order, stream)
+        recorder.sessions.add(stored.name)
+        self._watch(recorder)
+
+    def _watch(self, recorder: "_Recorder") -> None:
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if recorder.waiting else 0)
+        key = self._selector.get_key(recorder.link)
+        if key.events != wanted:
+            self._selector.modify(recorder.link, wanted, key.data)
+
+    def _serve(self, recorder: "_Recorder", events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            recorder.push()
+            self._watch(recorder)
+        if events & selectors.EVENT_READ:
+            self._hear(recorder)
 
     def _hear(self, recorder: "_Recorder") -> None:
         for _ in range(64):
@@ -91,10 +113,16 @@ class Recorders:
             recorder.sessions.discard(said.session)
 
     def _ended(self, recorder: "_Recorder") -> None:
-        code = self._release(recorder)
-        _log.error("recorder of %s ended: %d", recorder.user, code)
-        due = time.monotonic() + PAUSE_S
-        self._waiting += [(due, name) for name in recorder.sessions]
+        self._release(recorder)
+        with suppress(subprocess.TimeoutExpired):
+            recorder.process.wait(END_S)
+        _log.error("recorder of %s ended: %s", recorder.user, recorder.process.returncode)
+        for name in recorder.sessions:
+            self.later(name)
+
+    def later(self, name: str) -> None:
+        """`lost` is called with the session after a pause."""
+        self._waiting.append((time.monotonic() + PAUSE_S, name))
 
     def look_after(self) -> None:
         """To be called now and then."""
@@ -106,11 +134,16 @@ class Recorders:
         for recorder in list(self._recorders.values()):
             if not recorder.sessions:
                 self._release(recorder)
+        self._leaving = [(at, one) for at, one in self._leaving if one.poll() is None]
+        for at, process in self._leaving:
+            if at <= now:
+                process.kill()
 
     def finish(self, wait_s: float) -> None:
         """Lets them write what has come, and end."""
         until = time.monotonic() + wait_s
         for recorder in self._recorders.values():
+            recorder.push(max(0.0, until - time.monotonic()))
             with suppress(OSError):
                 recorder.link.shutdown(socket.SHUT_WR)
         for recorder in list(self._recorders.values()):
@@ -120,15 +153,20 @@ class Recorders:
 
     def kill(self) -> None:
         for recorder in list(self._recorders.values()):
-            with suppress(OSError):
-                recorder.process.kill()
             self._release(recorder)
+        for _, process in self._leaving:
+            process.kill()
+            # One that the kernel keeps, because its disk hangs, is not waited for.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(END_S)
+        self._leaving = []
 
-    def _release(self, recorder: "_Recorder") -> int:
+    def _release(self, recorder: "_Recorder") -> None:
+        """Lets it end, without waiting for it: it may have much to write, on a disk that hangs."""
         self._selector.unregister(recorder.link)
-        recorder.link.close()  # that ends it
+        recorder.close()
         self._recorders = {uid: one for uid, one in self._recorders.items() if one is not recorder}
-        return recorder.process.wait()
+        self._leaving.append((time.monotonic() + LEAVE_S, recorder.process))
 
 
 class _Recorder:
@@ -153,15 +191,53 @@ class _Recorder:
             raise
         finally:
             theirs.close()
-        self.send(Order(become=_groups(uid)))
+        self._queue: deque[tuple[bytes, list[int]]] = deque()
+        self.order(Order(become=_groups(uid)))
 
-    def send(self, order: Order, stream: socket.socket | None = None) -> None:
-        """Raises OSError, BlockingIOError among them, where it takes nothing."""
-        message = [msgspec.json.encode(order)]
-        if stream is None:
-            self.link.send(message[0], socket.MSG_NOSIGNAL)
-        else:
-            socket.send_fds(self.link, message, [stream.fileno()], socket.MSG_NOSIGNAL)
+    @property
+    def waiting(self) -> int:
+        """Orders that wait until it takes them."""
+        return len(self._queue)
+
+    def order(self, order: Order, stream: socket.socket | None = None) -> None:
+        """Raises OSError where it has taken nothing for long."""
+        if len(self._queue) >= MOST_WAITING:
+            raise OSError(errno.EAGAIN, f"the recorder of {self.user} takes no orders")
+        self._queue.append(
+            (msgspec.json.encode(order), [] if stream is None else [os.dup(stream.fileno())])
+        )
+        self.push()
+
+    def push(self, wait_s: float = 0.0) -> None:
+        """Sends what waits, as far as it is taken within a time."""
+        until = time.monotonic() + wait_s
+        while self._queue:
+            message, descriptors = self._queue[0]
+            try:
+                socket.send_fds(self.link, [message], descriptors, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                left_s = until - time.monotonic()
+                if left_s <= 0 or not select.select([], [self.link], [], left_s)[1]:
+                    return
+                continue
+            except OSError:  # it has ended, as will be read
+                self._forget()
+                return
+            self._queue.popleft()
+            _close(descriptors)
+
+    def close(self) -> None:
+        self._forget()
+        self.link.close()
+
+    def _forget(self) -> None:
+        while self._queue:
+            _close(self._queue.popleft()[1])
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _groups(uid: int) -> Become:
