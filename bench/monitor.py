@@ -1,4 +1,5 @@
-"""The monitor under measure, a process of its own: `python -m bench.monitor SCOPE …`.
+"""The monitor under measure, a process of its own: `python -m bench.monitor SCOPE …`. As the
+command does, it forks a holder and gives up its rights; what is told of CPU and memory is its own.
 
 Prints a line of JSON when it is attached, one for each line that it reads, and a last one when
 its input ends: what it used (CPU, memory) and what the kernel and the pipeline counted.
@@ -20,13 +21,19 @@ import numpy as np
 from streamtap.capture.callouts import RING_BYTES
 from streamtap.events import FlowClosed, FlowIdentified, Record
 from streamtap.flows.scope import resolve
+from streamtap.holding import Local
 from streamtap.model import Content
+from streamtap.protocols import by_name
+from streamtap.service.confine import give_up
+from streamtap.service.holder import Forked, Remote
+from streamtap.speech import OPAQUE
 from streamtap.trace import Session, choose, open_sink
 from streamtap.watch import Watch
 
 # Openings and closings only: everything is understood, and next to nothing is made of it.
 CERTIFICATES = frozenset({("monitor", "flow_established", "info")})
 PATIENCE_S = 0.1
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Meter:
@@ -37,6 +44,7 @@ class Meter:
 
     def __init__(self, watch: Watch, session: Session | None, with_delays: bool) -> None:
         self._watch = watch
+        self._memory = os.open("/proc/self/statm", os.O_RDONLY)  # while files can be opened
         self._session = session
         self._delays = array("q") if with_delays else None
         self._protocols: set[str] = set()
@@ -66,7 +74,7 @@ class Meter:
             "at_s": time.monotonic(),
             "cpu_s": used.ru_utime + used.ru_stime,
             "user_s": used.ru_utime,
-            "rss_mb": _resident_mb(),
+            "rss_mb": int(os.pread(self._memory, 99, 0).split()[1]) * PAGE / 1e6,
             "records": self._watch.pipeline.records,
             "delivered": self._watch.pipeline.bytes,
             "read": self._watch.source.records,
@@ -74,18 +82,13 @@ class Meter:
             "gaps": self._watch.pipeline.gaps,
             "protocols": sorted(self._protocols),
             **self._certificates,
-            **self._watch.callouts.counters(),
+            **self._watch.holder.counters(),
         }
         if self._delays:
             points = np.percentile(np.array(self._delays), [50, 99, 100]) / 1e6
             report |= dict(zip(("p50_ms", "p99_ms", "max_ms"), points.tolist(), strict=True))
             del self._delays[:]
         print(json.dumps(report), flush=True)
-
-
-def _resident_mb() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def main() -> None:
@@ -97,17 +100,16 @@ def main() -> None:
     parser.add_argument("--ring", type=int, default=RING_BYTES >> 20, help="MiB, a power of two")
     given = parser.parse_args()
     places = choose().places if given.json or given.delays else CERTIFICATES
-    watch = Watch(
-        [resolve("exe", path) for path in given.scope],
-        content=Content[given.content.upper()],
-        places=places,
-        ring_bytes=given.ring << 20,
-    )
+    scopes = [resolve("exe", path) for path in given.scope]
+    by_name(OPAQUE)  # finds the parsers, which are files
+    forked = Forked(lambda: Local(scopes, ring_bytes=given.ring << 20))
+    watch = Watch(Remote(forked, scopes), content=Content[given.content.upper()], places=places)
     session = None
     if given.json:
         null = open(os.devnull, "wb", buffering=0)  # noqa: SIM115 - lives as long as we do
         session = Session(choose(), [open_sink("json", stdout=null)])
     meter = Meter(watch, session, given.delays)
+    give_up()
     try:
         watch.start()
         meter.report()

@@ -33,6 +33,7 @@ from streamtap.events import (
     place,
 )
 from streamtap.flows.scope import Scope, launch, resolve
+from streamtap.holding import Holder, Local
 from streamtap.model import App, Chunk, Closed, Content, Direction, Flow, Gap
 from streamtap.pipeline import Places
 from streamtap.protocols import by_name
@@ -84,44 +85,40 @@ LAYERS = ("flow_established", "stream")
 
 
 class Run(Tally):
-    """One watch, from its first record to its last. Making one loads the callouts (and forks the
-    command, which waits); `batches` attaches them; `close` removes everything.
+    """One watch, from its first record to its last. `batches` attaches the callouts that the holder
+    has loaded; `close` removes everything.
 
-    stop: asked at every turn, at least each `TURN_S`.
+    stop: asked at every turn, at least each `TURN_S`. confine: called when all is ready to read the
+    traffic, and before it; gives what is told of that in `ControlState.confined`.
     """
 
     def __init__(
         self,
-        scopes: Sequence[Scope],
+        holder: Holder,
         *,
         selection: Selection,
         content: Content = Content.META,
         duration_s: float | None = None,
         stop: Callable[[], bool] = lambda: False,
-        command: Sequence[str] = (),
-        command_stdout: int | None = None,
         protocol: str | None = None,
         both_ends: bool = False,
-        new_only: bool = False,
         wanted: Callable[[Flow], bool] | None = None,
         taps: Sequence[Tap] = (),
+        confine: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
         super().__init__()
         self._content = content
         self._duration_s = duration_s
         self._stop = stop
+        self._confine = confine
         self.watch = Watch(
-            scopes,
-            command=command,
-            command_stdout=command_stdout,
+            holder,
             content=content,
             places=selection.places | COUNTED,
             protocol=protocol,
             both_ends=both_ends,
-            new_only=new_only,
             wanted=wanted,
             taps=taps,
-            ring_bytes=FULL_RING_BYTES if content is Content.FULL else RING_BYTES,
         )
 
     @property
@@ -136,13 +133,13 @@ class Run(Tally):
         if self._content is Content.FULL:
             yield watch.note(request_of("content full"))
         if not self._stop():
+            confined = self._confine()
             watch.start()
+            hooks, missing = watch.hooks
             yield watch.note(
-                ControlState(
-                    state="attached", hooks=watch.callouts.hooks, missing=watch.callouts.missing
-                )
+                ControlState(state="attached", hooks=hooks, missing=missing, confined=confined)
             )
-            for scope in watch.scopes:
+            for scope in watch.holder.scopes:
                 for layer in LAYERS:
                     name = scope.name or str(scope)
                     yield watch.note(
@@ -176,7 +173,7 @@ class Run(Tally):
             else:
                 turn_s = TURN_S if quiet_since is None else LINGER_TURN_S
                 records = watch.poll(min(turn_s, until - now))
-                if watch.child is not None and watch.child.poll() is not None:
+                if watch.holder.status() is not None:
                     if records or quiet_since is None:
                         quiet_since = time.monotonic()
                     elif (
@@ -212,7 +209,7 @@ class Monitor(Iterator[Record]):
         self._ready: deque[Record] = deque()
         self._closed = False
         try:
-            while not run.watch.callouts.hooks:  # attached before we return
+            while not run.watch.hooks.attached:  # attached before we return
                 self._take(next(self._batches))
         except BaseException:
             self.close()
@@ -298,16 +295,19 @@ def monitor(
         by_name(protocol)  # before anything is loaded
     selection = choose(providers, flags, level)
     run = Run(
-        chosen,
+        Local(chosen, command=command, new_only=new_only, ring_bytes=ring_bytes(level_of_content)),
         selection=selection,
         content=level_of_content,
         duration_s=duration,
-        command=command,
         protocol=protocol,
         both_ends=both_ends,
-        new_only=new_only,
     )
     return Monitor(run, selection)
+
+
+def ring_bytes(content: Content) -> int:
+    """Of the data ring, for what is copied at this level."""
+    return FULL_RING_BYTES if content is Content.FULL else RING_BYTES
 
 
 def content_level(word: str) -> Content:

@@ -96,7 +96,8 @@ class Driver:
         self.callouts.set_flow_policy(flow_id, policy)
 
     def counters(self) -> dict[str, int]:
-        return self.callouts.counters()
+        """Those of the callouts, and how often nothing could be decided."""
+        return self.callouts.counters() | {"undecided": self.undecided}
 
     def list_flows(self) -> NDArray[Any]:
         return self.callouts.list_flows()

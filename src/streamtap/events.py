@@ -206,7 +206,11 @@ class ControlRequest(Body, frozen=True, kw_only=True, tag="control.request"):
 
 
 class ControlState(Body, frozen=True, kw_only=True, tag="control.state"):
-    """State of the callouts: which hooks are attached, what could not be used and why."""
+    """State of the callouts: which hooks are attached, what could not be used and why.
+
+    confined: what the process that reads the traffic has given up, in words; nothing where it is
+    the one that asked for the traffic.
+    """
 
     provider: ClassVar[str] = "control"
     flag: ClassVar[str] = "state"
@@ -214,6 +218,7 @@ class ControlState(Body, frozen=True, kw_only=True, tag="control.state"):
     state: str
     hooks: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    confined: tuple[str, ...] = ()
 
 
 class Started(Body, frozen=True, kw_only=True, tag="init.started"):

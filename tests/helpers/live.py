@@ -26,6 +26,7 @@ from streamtap.capture.callouts import missing_capabilities
 from streamtap.capture.live import Item
 from streamtap.events import Body, FlowClosed, FlowOpened, Record
 from streamtap.flows.scope import Scope, resolve
+from streamtap.holding import Local
 from streamtap.model import App, Chunk, Closed, Direction, Opened, Segment
 from streamtap.patterns.model import Data
 from streamtap.streams import Reassembler
@@ -234,7 +235,9 @@ class Watcher:
         self.records: list[Record] = []
         self.bytes: dict[int, Bytes] = {}
         self.finished = False
-        self.watch = Watch(scopes, **options)
+        loading = {"command", "new_only", "ring_bytes", "variant"} & options.keys()
+        self.holder = Local(scopes, **{name: options.pop(name) for name in loading})
+        self.watch = Watch(self.holder, **options)
         self._poll = self.watch.source.poll
 
     def start(self) -> Self:

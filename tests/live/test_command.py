@@ -18,6 +18,7 @@ from helpers.live import (
     interpreter,
     whole,
 )
+from streamtap.command import LaunchError
 from streamtap.events import FlowClosed, FlowOpened
 from streamtap.flows.scope import launch
 from streamtap.model import Content
@@ -33,7 +34,6 @@ from streamtap.patterns.model import (
     SignIn,
     SignOut,
 )
-from streamtap.watch import LaunchError
 
 pytestmark = pytest.mark.root
 Watching = Callable[..., Watcher]
@@ -54,7 +54,7 @@ def running(argv: list[str], watching: Watching, **options: object) -> Watcher:
 
 def ended(watch: Watcher) -> int:
     """Watches until the command has ended; its exit code."""
-    child = watch.watch.child
+    child = watch.holder.child
     assert child
     watch.until(lambda: child.poll() is not None, "the command has ended")
     assert child.status is not None
@@ -71,8 +71,8 @@ def test_a_command_is_watched_from_its_first_instruction(
     opened, closed = watch.one()
     assert opened.flow
     assert opened.flow.app
-    assert watch.watch.child
-    assert opened.flow.app.pid == watch.watch.child.pid
+    assert watch.holder.child
+    assert opened.flow.app.pid == watch.holder.child.pid
     assert opened.flow.app.path == interpreter()
     whole(closed, sent=12, received=0)
     assert watch.said("sent") == "first of all"
@@ -92,9 +92,9 @@ def test_descendants_of_a_command_are_watched_and_its_parent_is_not(
     opened, closed = watch.one()
     assert opened.flow
     assert opened.flow.app
-    assert watch.watch.child
+    assert watch.holder.child
     assert opened.flow.app.comm == "bash"
-    assert opened.flow.app.pid not in (os.getpid(), watch.watch.child.pid)
+    assert opened.flow.app.pid not in (os.getpid(), watch.holder.child.pid)
     whole(closed, sent=11, received=0)
 
 
@@ -124,8 +124,8 @@ def test_a_command_that_cannot_be_executed_says_so_and_leaves_nothing(
         path.mkdir()
     before, files = held_in_kernel(), len(os.listdir("/proc/self/fd"))
     watch = Watcher(launch([str(path)]), command=[str(path)])
-    assert watch.watch.child
-    pid = watch.watch.child.pid
+    assert watch.holder.child
+    pid = watch.holder.child.pid
     with pytest.raises(LaunchError, match=name) as failure:
         watch.start()
     assert failure.value.exit_code == code
@@ -139,8 +139,8 @@ def test_a_command_ends_with_the_watch(server: Puppet, watching: Watching) -> No
     argv = speaking(server, "s.sendall(b'x'); s.recv(1)")
     watch = running(argv, watching)
     assert server.do("receive((s := listener.accept()[0]), 1)") == b"x"
-    assert watch.watch.child
-    pid = watch.watch.child.pid
+    assert watch.holder.child
+    pid = watch.holder.child.pid
     assert os.path.exists(f"/proc/{pid}")
     watch.finish()
     watch.close()
@@ -155,7 +155,7 @@ def test_a_command_whose_watch_is_killed_before_it_may_run_never_runs(
     mark = tmp_path / "it ran"
     monitor = puppet(sys.executable, ("-P", str(PUPPET)), env={"PYTHONPATH": str(SRC)}, home=False)
     monitor.do(
-        "from streamtap.watch import Child\nchild = Child(['touch', mark])\npid = child.pid",
+        "from streamtap.command import Child\nchild = Child(['touch', mark])\npid = child.pid",
         mark=str(mark),
     )
     pid = monitor.do("pid")

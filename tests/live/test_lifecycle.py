@@ -32,8 +32,9 @@ Watching = Callable[..., Watcher]
 # A watch in a process of its own: on `pid`, until told to end.
 OWN_WATCH = """
 from streamtap.flows.scope import resolve
+from streamtap.holding import Local
 from streamtap.watch import Watch
-watch = Watch([resolve("pid", str(pid))])
+watch = Watch(Local([resolve("pid", str(pid))]))
 watch.start()
 """
 
@@ -152,9 +153,9 @@ def test_disabling_stops_the_copying_and_enabling_resumes_it(
     watch = watching(*by_pid(client), content=Content.FULL)
     join(client, server)
     say(client, server, b"one ")
-    watch.watch.callouts.enable(0)
+    watch.holder.callouts.enable(0)
     say(client, server, b"two ")
-    watch.watch.callouts.enable(1)
+    watch.holder.callouts.enable(1)
     say(client, server, b"three")
     leave(client, server)
     _, closed = watch.one()
@@ -175,7 +176,7 @@ def test_where_cgroup_v2_is_not_mounted_it_is_for_the_monitor_alone(
         monitor.do("unmount(place)", place=place)
     before = monitor.do("open('/proc/self/mountinfo').read()")
     join(client, server)
-    monitor.do(OWN_WATCH + "private = watch.callouts.cgroups.private", pid=client.pid)
+    monitor.do(OWN_WATCH + "private = watch.holder.callouts.cgroups.private", pid=client.pid)
     assert monitor.do("private") is True
     assert monitor.do("open('/proc/self/mountinfo').read()") == before
     say(client, server, b"still seen")

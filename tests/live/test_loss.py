@@ -59,8 +59,8 @@ def test_a_small_ring_with_a_stopped_reader_accounts_for_every_byte(
     say(server, client, b"last words")
     server.do("s.close()")
     client.do("s.close()")
-    assert not len(watch.watch.callouts.list_flows())
-    counters = watch.watch.callouts.counters()
+    assert not len(watch.holder.callouts.list_flows())
+    counters = watch.holder.callouts.counters()
     counted_right(counters)
     assert counters["lost_bytes"] > 0
     assert counters["lost_segments"] > 0
@@ -90,7 +90,7 @@ def test_loss_is_known_per_flow_while_it_lives(
     server.begin("discard(s, 4 << 20)")
     client.do("s.sendall(b'l' * (4 << 20))")
     assert server.result() == 4 * MIB
-    (flow,) = watch.watch.callouts.list_flows()
+    (flow,) = watch.holder.callouts.list_flows()
     seen, captured, lost = (flow[name].tolist() for name in ("seen", "captured", "lost"))
     assert seen[0] >= 4 * MIB
     assert [a + b for a, b in zip(captured, lost, strict=True)] == seen
@@ -162,7 +162,7 @@ def test_a_flood_of_small_records_leaves_a_quiet_flow_whole(
     whole(closings[client.pid], sent=200 * 12, received=200 * 11)
     assert closings[chatterbox.pid].sent_total == sent
     accounted(closings[chatterbox.pid])
-    counted_right(watch.watch.callouts.counters())
+    counted_right(watch.holder.callouts.counters())
 
 
 def test_flows_beyond_the_limit_are_refused_and_counted(

@@ -177,8 +177,8 @@ def test_a_socket_handed_over_by_a_foreign_program_is_seen_from_its_first_use(
     for end in ends:
         end.close()
     watch = watching(*by_pid(heir), content=Content.FULL)
-    if watch.watch.callouts.missing:
-        pytest.skip(f"the kernel lacks {', '.join(watch.watch.callouts.missing)}")
+    if watch.holder.callouts.missing:
+        pytest.skip(f"the kernel lacks {', '.join(watch.holder.callouts.missing)}")
     join(giver, server)
     say(giver, server, b"given away")
     giver.do("socket.send_fds(channel, [b'x'], [s.fileno()]); s.close()")

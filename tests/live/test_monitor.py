@@ -56,13 +56,19 @@ def of(command: Command, event: str) -> list[dict[str, Any]]:
     return [record for record in records(command) if record["event"] == event]
 
 
-def held_by(pid: int) -> list[tuple[str, int]]:
-    """The programs, maps and links that a process holds in the kernel."""
+def held_by(*pids: int) -> list[tuple[str, int]]:
+    """The programs, maps and links that processes hold in the kernel."""
     found = []
-    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
-        lines = re.findall(r"^(prog|map|link)_id:\s*(\d+)$", path.read_text(), re.MULTILINE)
-        found += [(kind, int(number)) for kind, number in lines]
+    for pid in pids:
+        for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+            lines = re.findall(r"^(prog|map|link)_id:\s*(\d+)$", path.read_text(), re.MULTILINE)
+            found += [(kind, int(number)) for kind, number in lines]
     return found
+
+
+def holder_of(command: Command) -> int:
+    (pid,) = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
+    return int(pid)
 
 
 def gone(held: list[tuple[str, int]]) -> None:
@@ -137,7 +143,7 @@ def test_a_monitor_killed_in_the_middle_leaves_nothing_attached(
     command = monitor("--pid", str(client.pid), "--json")
     join(client, server)
     say(client, server, b"watched")
-    held = held_by(command.pid)
+    held = held_by(command.pid, holder_of(command))
     command.send(signal.SIGKILL)
     command.wait()
     gone(held)
@@ -149,7 +155,7 @@ def test_a_monitor_whose_reader_goes_away_leaves_nothing_attached(
     client: Puppet, server: Puppet, monitor: Monitor
 ) -> None:
     command = monitor("--pid", str(client.pid), "--json", stdout=subprocess.PIPE)
-    held = held_by(command.pid)
+    held = held_by(command.pid, holder_of(command))
     assert command.process.stdout
     command.process.stdout.close()
     talk(client, server)

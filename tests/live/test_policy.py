@@ -51,7 +51,7 @@ def test_what_nobody_will_look_at_is_counted_once_that_is_known(
     whole(closed, sent=size + 18, received=4)
     assert (closed.sent, closed.received) == (18, 0)
     assert closed.sent_counted == size
-    counters = watch.watch.callouts.counters()
+    counters = watch.holder.callouts.counters()
     assert counters["captured_bytes"] == 18
     assert counters["counted_bytes"] >= size + 4  # more where TCP sent something again
     assert sum(data.bytes for data in watch.all(Data, "sent")) == size + 18
@@ -98,7 +98,7 @@ def test_the_head_of_a_flow_is_cut_to_the_byte(
     client: Puppet, server: Puppet, watching: Watching
 ) -> None:
     watch = watching(*by_pid(client), content=Content.FULL)
-    watch.watch.callouts.set_policy(Policy.HEAD, 1000)
+    watch.holder.callouts.set_policy(Policy.HEAD, 1000)
     join(client, server)
     for _ in range(3):
         say(client, server, b"h" * 700)

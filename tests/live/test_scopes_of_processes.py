@@ -57,7 +57,7 @@ def test_more_processes_than_the_control_ring_holds_are_all_judged(
     monkeypatch.setattr("streamtap.capture.callouts.CONTROL_BYTES", 32 << 10)  # 6 processes
     watch = watching(resolve("cmdline", mark))
     watch.until_opened(len(crowd))
-    assert watch.watch.callouts.counters()["control_lost"] == 0
+    assert watch.holder.callouts.counters()["control_lost"] == 0
 
 
 def test_comm_is_the_name_a_program_gives_itself(
@@ -176,4 +176,4 @@ def test_an_unmatched_program_beside_a_matched_one_is_never_reported(
     whole(closed, sent=200, received=0)
     watch.finish()
     assert {record.flow for record in watch.records} == {opened.flow}
-    assert watch.watch.callouts.counters()["seen_bytes"] == 200
+    assert watch.holder.callouts.counters()["seen_bytes"] == 200

@@ -122,7 +122,7 @@ def test_a_file_sent_by_the_kernel_is_seen_byte_by_byte(
     assert closed.missing is not None
     assert closed.sent + closed.missing == size
     assert closed.complete is (closed.missing == 0)
-    lost = watch.watch.callouts.counters()["lost_bytes"]
+    lost = watch.holder.callouts.counters()["lost_bytes"]
     assert bool(lost) is bool(closed.missing)
     if not closed.missing:
         with file.open("rb") as written:

@@ -64,8 +64,8 @@ _SMALL = {"segments": 4096, "control": 4096, "processes": 1, "verdicts": 128, "p
 class Attached(NamedTuple):
     """Callouts that are attached.
 
-    pids: processes that hold the links; none where they are pinned, or held in another pid
-        namespace.
+    pids: processes that hold the links, or rather, where one holds them for another that only
+        reads the ring, that one; none where they are pinned, or held in another pid namespace.
     uptime_s: since the callouts were loaded. hooks: names of those attached. maps: ids by name.
     counters: as in `Callouts.counters`; none where they are of another version.
     abi: of the structs that they share with Python; 0 where even that is not known.
@@ -154,7 +154,9 @@ def _groups(links: list[tuple[int, _Program]]) -> Iterator[list[tuple[int, _Prog
 
 
 def _describe(
-    members: list[tuple[int, _Program]], maps: dict[str, _Map], holders: dict[int, set[int]]
+    members: list[tuple[int, _Program]],
+    maps: dict[str, _Map],
+    holders: dict[tuple[str, int], set[int]],
 ) -> Attached:
     settings = _value(maps["settings"], layout.SETTINGS.itemsize)
     abi = int(np.frombuffer(settings, layout.SETTINGS)["abi"][0]) if settings else 0
@@ -164,7 +166,9 @@ def _describe(
         counters = add_up(raw)
     pids: set[int] = set()
     for link_id, _ in members:
-        pids |= holders.get(link_id, set())
+        pids |= holders.get(("link", link_id), set())
+    if pids and "segments" in maps:
+        pids = holders.get(("map", maps["segments"].id), set()) - pids or pids
     now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     loaded_ns = min(program.loaded_ns for _, program in members)
     return Attached(
@@ -318,9 +322,9 @@ def _value(of: _Map, size: int, cpus: int = 1) -> bytes | None:
         os.close(fd)
 
 
-def _holders() -> dict[int, set[int]]:
-    """The processes that hold each link, by /proc."""
-    found: dict[int, set[int]] = {}
+def _holders() -> dict[tuple[str, int], set[int]]:
+    """The processes that hold each link and each map, by /proc."""
+    found: dict[tuple[str, int], set[int]] = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # it has ended, or is not ours to look at
             for fd in os.listdir(f"/proc/{pid}/fd"):
@@ -328,9 +332,9 @@ def _holders() -> dict[int, set[int]]:
                     if not os.readlink(f"/proc/{pid}/fd/{fd}").startswith("anon_inode:bpf"):
                         continue
                     with open(f"/proc/{pid}/fdinfo/{fd}") as file:
-                        link = re.search(r"^link_id:\s*(\d+)$", file.read(), re.MULTILINE)
-                    if link:
-                        found.setdefault(int(link[1]), set()).add(int(pid))
+                        held = re.search(r"^(link|map)_id:\s*(\d+)$", file.read(), re.MULTILINE)
+                    if held:
+                        found.setdefault((held[1], int(held[2])), set()).add(int(pid))
     return found
 
 

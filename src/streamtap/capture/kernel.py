@@ -43,7 +43,7 @@ class Kernel(Protocol):
         """How much of one flow is copied, from its next segment on."""
 
     def counters(self) -> dict[str, int]:
-        """Totals over all flows; names as in `bpf/callout.h`."""
+        """Totals over all flows; names as in `bpf/callout.h`, and others that the driver adds."""
 
     def list_flows(self) -> NDArray[Any]:
         """(n,) FLOW_LISTING: the connections that are marked now."""

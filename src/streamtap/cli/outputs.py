@@ -154,6 +154,14 @@ class Outputs:
         say(f"streamtap: error: {name}: {error.strerror or error}{more}")
 
     @property
+    def folders(self) -> list[str]:
+        """Where files are made after the outputs were opened: logs of databases, extracted bytes.
+        They exist once they are."""
+        databases = [spec for spec in self._specs if spec.lower().endswith(".sqlite")]
+        folders = [os.path.dirname(os.path.realpath(spec)) for spec in databases]
+        return folders + ([os.path.realpath(self._files.name)] if self._files else [])
+
+    @property
     def left(self) -> bool:
         """Some sink still takes records."""
         return self._session is not None and not self._session.over

@@ -20,12 +20,12 @@ import time
 import unicodedata  # noqa: F401  (likewise)
 import uuid  # noqa: F401  (msgspec, at the first value that is not of JSON)
 import zoneinfo  # noqa: F401  (likewise)
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from streamtap.errors import PermissionMissing
 from streamtap.service import landlock, seccomp
-from streamtap.service.syscalls import capset, prctl
+from streamtap.service.syscalls import capset, prctl, syscall
 
 # NumPy's linear algebra starts threads when it is imported, and compiled Python needs memory that
 # is executable. Neither is missed.
@@ -48,6 +48,9 @@ _PR_CAP_AMBIENT, _AMBIENT_CLEAR = 47, 4
 _SECUREBITS = 0x1 | 0x2 | 0x8 | 0x20 | 0x40 | 0x80
 
 _CAPABILITY_VERSION_3 = 0x20080522
+_DAC_OVERRIDE = 1 << 1
+_FACCESSAT2 = 439  # on every machine
+_AT_FDCWD, _AT_EACCESS = (1 << 64) - 100, 0x200
 
 
 class User(NamedTuple):
@@ -61,6 +64,29 @@ class Confinement(NamedTuple):
 
     seccomp: bool
     landlock_abi: int
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return (
+            "system calls filtered" if self.seccomp else "no filter of system calls",
+            f"Landlock ABI {self.landlock_abi}" if self.landlock_abi else "no Landlock",
+        )
+
+
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+    """What is imported meanwhile starts no threads; for a process that was not started with
+    `ENVIRONMENT`, and whose children are to have the environment it was started with."""
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def unprivileged_user() -> User:
@@ -87,12 +113,13 @@ def close_others(keep: Iterable[int]) -> None:
                 os.close(descriptor)
 
 
-def become(user: User) -> None:
+def become(user: User, writable: Sequence[str] = ()) -> bool:
     """Makes this process the user's, without any capability, and without a way to get one back.
 
-    That holds for uid 0 too: files of root can be used, rights of root cannot. Raises
-    PermissionMissing where a capability for this is missing (CAP_SETPCAP, CAP_SETUID,
-    CAP_SETGID); the process is then as it was or in between, and has to end.
+    That holds for uid 0 too: files of root can be used, rights of root cannot. writable, and what
+    this gives: as for `drop_capabilities`. Raises PermissionMissing where a capability for this is
+    missing (CAP_SETPCAP, CAP_SETUID, CAP_SETGID); the process is then as it was or in between, and
+    has to end, or to drop those that it has.
     """
     _require_one_thread()
     try:
@@ -103,7 +130,6 @@ def become(user: User) -> None:
             except OSError:  # past the last one that this kernel knows
                 break
             prctl(_PR_CAPBSET_DROP, capability)
-        prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR)
         os.setgroups(user.groups)
         os.setresgid(user.gid, user.gid, user.gid)
         os.setresuid(user.uid, user.uid, user.uid)
@@ -112,10 +138,43 @@ def become(user: User) -> None:
             f"cannot become user {user.uid} without rights: {error.strerror}",
             "CAP_SETPCAP, CAP_SETUID and CAP_SETGID are needed to give rights up",
         ) from error
-    # Effective, permitted, inheritable, in two halves.
-    capset(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
+    return drop_capabilities(writable)
+
+
+def drop_capabilities(writable: Sequence[str] = ()) -> bool:
+    """Gives up all capabilities for good; whoever this process is, it may.
+
+    writable: folders where files have to be made later. Where one of them is not ours, as the home
+    of the person behind sudo, CAP_DAC_OVERRIDE alone stays, if it is there, and this is True.
+    """
+    _require_one_thread()
+    prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR)
+    stays = False
+    if writable:
+        with contextlib.suppress(PermissionError):
+            _have_capabilities(effective=0, permitted=_DAC_OVERRIDE)
+            stays = not all(map(_is_writable, writable))
+    kept = _DAC_OVERRIDE if stays else 0
+    _have_capabilities(kept, kept)
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     prctl(_PR_SET_DUMPABLE, 0)  # no one of the same user may look into its memory
+    return stays
+
+
+def _have_capabilities(effective: int, permitted: int) -> None:
+    # Effective, permitted, inheritable, in two halves; the upper one comes last.
+    sets = struct.pack("=6I", effective, permitted, 0, 0, 0, 0)
+    capset(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), sets)
+
+
+def _is_writable(folder: str) -> bool:
+    """With the effective capabilities of now: of the calls that ask this, the only one to do so
+    for uid 0 too."""
+    try:
+        syscall(_FACCESSAT2, _AT_FDCWD, os.fsencode(folder), os.W_OK | os.X_OK, _AT_EACCESS)
+    except OSError:
+        return False
+    return True
 
 
 def confine(writable: Sequence[str] | None = None) -> Confinement:
@@ -129,6 +188,28 @@ def confine(writable: Sequence[str] | None = None) -> Confinement:
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     abi = landlock.restrict(writable or ())
     return Confinement(seccomp.restrict(files=writable is not None), abi)
+
+
+def give_up(writable: Sequence[str] = ()) -> tuple[str, ...]:
+    """All of the above for a process that goes on: it may use the descriptors that it has and,
+    below the folders `writable`, files, for which it stays root if it is root. What was given up,
+    in words. Raises OSError where one of the folders cannot be opened.
+    """
+    preload()
+    words = []
+    stays = False
+    try:
+        if os.geteuid():
+            stays = drop_capabilities(writable)
+        elif writable:
+            stays = become(User(0, os.getegid(), ()), writable)
+        else:
+            become(unprivileged_user())
+            words.append("no privileged user")
+    except PermissionMissing:  # root in a container, with but few of its rights
+        stays = drop_capabilities(writable)
+    words.append("no capability but CAP_DAC_OVERRIDE" if stays else "no capability")
+    return (*words, *confine(writable or None).words)
 
 
 def _require_one_thread() -> None:

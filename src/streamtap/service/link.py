@@ -1,6 +1,7 @@
 """The link between keeper and parser: packets on a pair of sockets, with descriptors beside them.
 
-The parser may wait for the keeper, with a bound; the keeper never waits for the parser.
+The parser may wait for the keeper, with a bound; the keeper never waits for the parser. A monitor's
+reader and its holder have the same link, with messages of their own (`holder`).
 """
 
 import os
@@ -8,8 +9,8 @@ import select
 import socket
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -88,9 +89,12 @@ class Given:
 class RemoteKernel:
     """The callouts as the parser has them: two rings, and a keeper that can be asked.
 
-    Asking waits for the answer, at most `CALL_S`. Orders that come meanwhile are kept for
+    Asking waits for the answer, at most `patience_s`. Orders that come meanwhile are kept for
     `receive`. Raises LinkError where the keeper has gone.
     """
+
+    patience_s: ClassVar[float | None] = CALL_S
+    understood: ClassVar[Callable[[bytes], Any]] = messages.decode_from_keeper
 
     def __init__(self, end: socket.socket, data_fd: int, control_fd: int) -> None:
         self._end = end
@@ -166,7 +170,7 @@ class RemoteKernel:
         for at in range(0, len(policies), messages.MOST_POLICIES):
             self.tell(messages.SetPolicies(policies[at : at + messages.MOST_POLICIES]))
 
-    def tell(self, message: messages.SetPolicies | messages.Gone | messages.Ready) -> None:
+    def tell(self, message: messages.Told) -> None:
         self._send(message)
 
     def wait(self) -> Given:
@@ -232,39 +236,33 @@ class RemoteKernel:
                     raise
                 self._wait_for(select.POLLIN)
         try:
-            return messages.decode_from_keeper(data), descriptors
+            return type(self).understood(data), descriptors
         except msgspec.DecodeError as error:
             _close(descriptors)
             raise LinkError("an order that nobody understands") from error
 
     def _wait_for(self, event: int) -> None:
         self._poll.register(self._end, event)
-        if not self._poll.poll(CALL_S * 1000):
+        if not self._poll.poll(None if self.patience_s is None else self.patience_s * 1000):
             raise LinkError("the keeper does not answer")
 
 
-class Told(Protocol):
-    """Who hears what the parser tells."""
+class KernelEnd:
+    """The end of who has the callouts. Nothing here waits for the other end. What cannot be sent
+    now is sent later: with `waiting`, when `fd` can be written, or with the next `serve`.
 
-    def ready(self, ready: messages.Ready) -> None: ...
-    def gone(self, session: str) -> None: ...
-
-
-class ParserEnd:
-    """The keeper's end. Nothing here waits for the parser. What cannot be sent now is sent later:
-    with `waiting`, when `fd` can be written, or with the next `serve` or `order`.
-
-    Raises LinkError where the parser has gone, breaks the rules, or takes no orders: it has to be
-    started anew.
+    Raises LinkError where the other end has gone, breaks the rules, or takes nothing.
     """
 
-    def __init__(self, end: socket.socket, told: Told) -> None:
+    understood: ClassVar[Callable[[bytes], Any]] = messages.decode_from_parser
+
+    def __init__(self, end: socket.socket, enabled: int = 0) -> None:
+        """enabled: mask of filters in force: of others nothing is decided."""
         end.setblocking(False)
         self._end = end
-        self._told = told
+        self._enabled = enabled
         self._queue: deque[tuple[bytes, list[int]]] = deque()
-        self._since = 0.0  # when the parser last took something, while orders wait
-        self._enabled = 0
+        self._since = 0.0  # when the other end last took something, while messages wait
         self._lists: deque[float] = deque(maxlen=MOST_LISTS)  # when the last ones were asked for
 
     @property
@@ -273,12 +271,12 @@ class ParserEnd:
 
     @property
     def waiting(self) -> int:
-        """Messages that wait until the parser takes them."""
+        """Messages that wait until the other end takes them."""
         return len(self._queue)
 
     def serve(self, kernel: Kernel) -> None:
-        """Answers what the parser has asked, does what it has told; if there is much, a part of
-        it: the rest can still be read then."""
+        """Answers what was asked, does what was told; if there is much, a part of it: the rest can
+        still be read then."""
         self._push()
         for _ in range(MOST_AT_ONCE):
             try:
@@ -287,16 +285,10 @@ class ParserEnd:
                 return
             _close(descriptors)  # it has none to give
             try:
-                message = messages.decode_from_parser(data)
+                message = type(self).understood(data)
             except msgspec.DecodeError as error:
                 raise LinkError("the parser says what nobody understands") from error
             self._do(kernel, message)
-
-    def order(self, order: Order, fd: int | None = None) -> None:
-        """Tells the parser. fd: goes beside it, and stays the caller's."""
-        if isinstance(order, messages.SetFilters):
-            self._enabled = order.enabled
-        self._put(order, [] if fd is None else [os.dup(fd)])
 
     def close(self) -> None:
         for _, descriptors in self._queue:
@@ -304,10 +296,9 @@ class ParserEnd:
         self._queue.clear()
         self._end.close()
 
-    def _do(self, kernel: Kernel, message: messages.FromParser) -> None:
+    def _do(self, kernel: Kernel, message: Message) -> None:
         match message:
             case messages.Decide():
-                # Of filters that are not in force, nothing is decided.
                 candidate = messages.candidate_of(message, self._enabled)
                 verdict = kernel.decide(candidate) & candidate.filters
                 self._put(messages.Verdict(message.call, verdict))
@@ -329,10 +320,6 @@ class ParserEnd:
             case messages.SetPolicies():
                 for flow_id, policy in message.policies:
                     kernel.set_flow_policy(flow_id, Policy(policy))
-            case messages.Gone():
-                self._told.gone(message.session)
-            case messages.Ready():
-                self._told.ready(message)
 
     def _put(self, message: Message, descriptors: list[int] | None = None) -> None:
         if not self._queue:
@@ -356,6 +343,36 @@ class ParserEnd:
             self._queue.popleft()
             self._since = time.monotonic()
             _close(descriptors)
+
+
+class Told(Protocol):
+    """Who hears what the parser tells."""
+
+    def ready(self, ready: messages.Ready) -> None: ...
+    def gone(self, session: str) -> None: ...
+
+
+class ParserEnd(KernelEnd):
+    """The keeper's end. A parser that it raises LinkError of has to be started anew."""
+
+    def __init__(self, end: socket.socket, told: Told) -> None:
+        super().__init__(end)
+        self._told = told
+
+    def order(self, order: Order, fd: int | None = None) -> None:
+        """Tells the parser. fd: goes beside it, and stays the caller's."""
+        if isinstance(order, messages.SetFilters):
+            self._enabled = order.enabled
+        self._put(order, [] if fd is None else [os.dup(fd)])
+
+    def _do(self, kernel: Kernel, message: Message) -> None:
+        match message:
+            case messages.Gone():
+                self._told.gone(message.session)
+            case messages.Ready():
+                self._told.ready(message)
+            case _:
+                super()._do(kernel, message)
 
 
 def _memory(data: bytes) -> int:

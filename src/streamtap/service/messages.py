@@ -1,7 +1,8 @@
 """What keeper and parser say to each other, one message a packet; descriptors go beside it.
 
 The keeper trusts no parser: what it is told is decoded strictly and bounded, and asks for nothing
-but what is here. Paths are bytes, for not all of them are text.
+but what is here. Paths are bytes, for not all of them are text. The last part is what a monitor's
+reader and its holder say, beside what is asked of the kernel; a parser may say none of it.
 """
 
 from typing import Annotated
@@ -88,9 +89,8 @@ class Ready(Message, frozen=True, tag="ready"):
     landlock_abi: Natural
 
 
-FromParser = (
-    Decide | Counters | ListFlows | CgroupPath | ProgramOf | SetPolicies | Gone | Ready
-)  # fmt: skip
+OfKernel = Decide | Counters | ListFlows | CgroupPath | ProgramOf | SetPolicies
+FromParser = OfKernel | Gone | Ready
 
 
 # --- from the keeper: answers --------------------------------------------------------------------
@@ -197,9 +197,71 @@ class Finish(Message, frozen=True, tag="finish"):
 Order = Setup | SetFilters | Attach | Begin | Detach | Note | Finish
 FromKeeper = Verdict | Numbers | Rows | Text | Order
 
+# --- a monitor: from its reader ------------------------------------------------------------------
+
+
+class Hook(Call, frozen=True, tag="hook"):
+    """Put the scopes in force, and let the command run. Answered by `Hooked`, or `Failed`."""
+
+
+class Unhook(Call, frozen=True, tag="unhook"):
+    """Detach all hooks. Answered by `Unhooked`."""
+
+
+class RoomMade(Message, frozen=True, tag="room_made"):
+    """The control ring was read, as `MakeRoom` asked."""
+
+
+FromReader = OfKernel | Hook | Unhook | RoomMade
+Told = SetPolicies | Gone | Ready | RoomMade
+
+
+# --- a monitor: from its holder ------------------------------------------------------------------
+
+
+class Hooked(Answer, frozen=True, tag="hooked"):
+    """As `holding.Hooks`."""
+
+    attached: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+class Unhooked(Answer, frozen=True, tag="unhooked"):
+    pass
+
+
+class Loaded(Message, frozen=True, tag="loaded"):
+    """Comes first, with the two rings beside it; then `Setup`."""
+
+
+class MakeRoom(Message, frozen=True, tag="make_room"):
+    """Read the control ring, and say so: it is waited for."""
+
+
+class CommandEnded(Message, frozen=True, tag="command_ended"):
+    """status: its exit code, or 128 and the signal."""
+
+    status: Natural
+
+
+class Failed(Message, frozen=True, tag="failed"):
+    """What a person is told, as of `StreamtapError`; the last thing that is said."""
+
+    message: str
+    hint: str
+    exit_code: Natural
+
+
+FromHolder = (
+    Verdict | Numbers | Rows | Text | Setup | Hooked | Unhooked
+    | Loaded | MakeRoom | CommandEnded | Failed
+)  # fmt: skip
+
 encode = msgspec.msgpack.Encoder().encode
 decode_from_parser = msgspec.msgpack.Decoder(FromParser).decode
 decode_from_keeper = msgspec.msgpack.Decoder(FromKeeper).decode
+decode_from_reader = msgspec.msgpack.Decoder(FromReader).decode
+decode_from_holder = msgspec.msgpack.Decoder(FromHolder).decode
 
 
 def candidate_of(asked: Decide, filters: int) -> Candidate:

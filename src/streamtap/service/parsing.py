@@ -15,6 +15,7 @@ from streamtap.driver import Driver
 from streamtap.events import Body, ControlState
 from streamtap.service import messages
 from streamtap.service.board import Board
+from streamtap.service.confine import Confinement
 from streamtap.service.link import LinkError, ParserEnd
 from streamtap.service.sessions import Session
 from streamtap.service.starting import start_parser
@@ -104,11 +105,9 @@ class ParserProcess:
             self._give_up(error)
 
     def ready(self, ready: messages.Ready) -> None:
-        landlock = f"Landlock ABI {ready.landlock_abi}" if ready.landlock_abi else "no Landlock"
         self.confined = (
             *("no privileged user", "no capability"),
-            "system calls filtered" if ready.seccomp else "no filter of system calls",
-            landlock,
+            *Confinement(ready.seccomp, ready.landlock_abi).words,
         )
         self.note(time.time_ns(), ControlState(state=f"parser has {', '.join(self.confined)}"))
 
