@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 import msgspec
 import numpy as np
 
-from streamtap import errors, events, watch
+from streamtap import command, errors, events
 from streamtap.capture import layout
 from streamtap.cli import parsing
 from streamtap.events import PROVIDERS, Body, Event
@@ -347,7 +347,7 @@ def _structs_in(body: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
 def exceptions() -> list[type[errors.StreamtapError]]:
     """Every exception that streamtap raises for a person to read, the base first."""
     found = [errors.StreamtapError]
-    for module in (errors, watch, parsing):
+    for module in (errors, command, parsing):
         found += [
             thing
             for thing in vars(module).values()
@@ -376,7 +376,7 @@ def error_page() -> str:
             (
                 f"`{error.__name__}`",
                 f"`{error.__module__}`",
-                "126 or 127" if error is watch.LaunchError else str(error.exit_code),
+                "126 or 127" if error is command.LaunchError else str(error.exit_code),
                 explain(error, ()).text,
             )
             for error in exceptions()

@@ -25,24 +25,27 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "speech": ({"model", "events", "protocols"}, set()),
     "demux": ({"model", "errors", "flows", "streams"}, set()),
     "pipeline": ((PIPELINE - {"capture", "trace"}) | {"speech", "demux"}, {"msgspec"}),
+    "command": ({"errors"}, set()),
     "driver": ({"capture", "flows", "model"}, {"numpy"}),
-    "watch": (PIPELINE | {"demux", "driver", "pipeline"}, set()),
+    "holding": ({"capture", "command", "driver", "errors", "flows"}, set()),
+    "watch": (CORE | {"capture", "demux", "holding", "pipeline"}, set()),
     "tally": ({"events"}, set()),
     "summary": ({"events", "patterns", "tally"}, {"msgspec"}),
     "reading": (PIPELINE | {"demux", "pipeline", "tally", "__init__"}, {"msgspec"}),
     "api": (
-        PIPELINE | {"demux", "pipeline", "watch", "reading", "service", "tally", "__init__"},
+        PIPELINE
+        | {"demux", "holding", "pipeline", "watch", "reading", "service", "tally", "__init__"},
         {"msgspec"},
     ),
     "service": (
-        PIPELINE | {"__init__", "driver", "pipeline", "speech", "tally"},
+        PIPELINE | {"__init__", "driver", "holding", "pipeline", "speech", "tally"},
         {"msgspec", "numpy"},
     ),
     "demo": (set(), set()),
     "cli": (
         PIPELINE
         | {"pipeline", "watch", "reading", "service", "tally", "summary", "api", "demo"}
-        | {"__init__"},
+        | {"__init__", "holding", "speech"},
         {"msgspec"},
     ),
 }

@@ -208,8 +208,8 @@ class ControlRequest(Body, frozen=True, kw_only=True, tag="control.request"):
 class ControlState(Body, frozen=True, kw_only=True, tag="control.state"):
     """State of the callouts: which hooks are attached, what could not be used and why.
 
-    confined: what the process that reads the traffic has given up, in words; nothing where it is
-    the one that asked for the traffic.
+    confined: what the process that reads the traffic has given up, in words; nothing where that is
+    a program in Python that asked for it.
     """
 
     provider: ClassVar[str] = "control"

@@ -639,3 +639,73 @@ def test_every_parser_works_confined() -> None:
     expected = child(code.format(confine=""), tests)
     assert len(expected) > 100
     assert child(code.format(confine="preload(); confine()"), tests) == expected
+
+
+# --- for a process that goes on ------------------------------------------------------------------
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("owner", "mode", "stays"),
+    [(0, 0o700, False), (65534, 0o777, False), (65534, 0o700, True), (0, 0o500, True)],
+)
+def test_the_right_to_make_files_stays_only_where_it_is_needed(
+    owner: int, mode: int, stays: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.chown(folder, owner, owner)
+    folder.chmod(mode)
+    told = child(
+        """
+        words = give_up([sys.argv[1]])
+        with open(sys.argv[1] + "/made", "w") as file:
+            file.write("x")
+        os.unlink(sys.argv[1] + "/made")
+        print(json.dumps({
+            "words": words,
+            "elsewhere": refused(lambda: open(sys.argv[2])),
+            "ids": [os.getuid(), os.getgid(), os.getgroups()],
+        }))
+        """,
+        folder,
+        __file__,
+    )
+    kept = "no capability but CAP_DAC_OVERRIDE" if stays else "no capability"
+    assert told["words"][0] == kept
+    assert told["ids"] == [0, os.getegid(), []]
+    assert told["elsewhere"] == ("EACCES" if landlock.version() else "")
+
+
+@pytest.mark.root
+def test_root_without_the_right_to_change_users_drops_what_it_has() -> None:
+    told = child(
+        """
+        from streamtap.service import confine
+        status = os.open("/proc/self/status", os.O_RDONLY)
+        def sets():
+            lines = map(str.split, os.pread(status, 4096, 0).decode().splitlines())
+            return [int(words[1], 16) for words in lines if words[0] in ("CapEff:", "CapPrm:")]
+        few = 1 << 1 | 1 << 12 & sets()[0]  # CAP_DAC_OVERRIDE, CAP_NET_ADMIN
+        confine._have_capabilities(few, few)
+        assert sets() == [few, few]
+        print(json.dumps({"words": give_up(), "sets": sets()}))
+        """
+    )
+    assert told["words"][0] == "no capability"
+    assert told["sets"] == [0, 0]
+
+
+def test_what_is_imported_with_one_thread_leaves_no_trace() -> None:
+    done = child(
+        """
+        for name in ENVIRONMENT:
+            os.environ.pop(name, None)
+        os.environ["OMP_NUM_THREADS"] = "7"
+        before = dict(os.environ)
+        with single_threaded():
+            import numpy
+        print(json.dumps([len(os.listdir("/proc/self/task")), os.environ == before]))
+        """
+    )
+    assert done == [1, True]
