@@ -14,6 +14,7 @@ from helpers.kernels import SIZE, FakeKernel
 from streamtap.capture.kernel import Kernel
 from streamtap.service import messages
 from streamtap.service.board import Board
+from streamtap.service.ledger import prepare
 from streamtap.service.link import LinkError
 from streamtap.service.starting import start_parser
 
@@ -80,11 +81,15 @@ class Keeper:
         filters: dict[int, messages.FilterTerms] = FILTERS,
         enabled: int = 3,
         board: Board | None = None,
+        ledger_fd: int | None = None,
         sessions: Sequence[messages.Attach] = (),
     ) -> None:
-        """waits: the rings can be waited for. sessions: that are there from the beginning."""
+        """ledger_fd: of another keeper, for a parser that follows its one.
+        waits: the rings can be waited for. sessions: that are there from the beginning."""
         self.kernel = kernel
         self.board = board or Board.create()
+        self.ledger_fd = os.memfd_create("flows") if ledger_fd is None else os.dup(ledger_fd)
+        prepare(self.ledger_fd)
         self.confined: messages.Ready | None = None
         self.parted: list[str] = []
         self.sessions: dict[str, Session] = {}
@@ -93,7 +98,7 @@ class Keeper:
         if not waits:
             argv = (*argv, "-c", _WITHOUT_WAITING)
         self.process, self.end = start_parser(
-            data_fd, control_fd, self.board, self, setup,
+            data_fd, control_fd, self.board, self.ledger_fd, self, setup,
             messages.SetFilters(filters, enabled), argv=argv,
         )  # fmt: skip
         for one in sessions:
@@ -157,6 +162,7 @@ class Keeper:
         if self.process.poll() is None:
             self.kill()
         self.end.close()
+        os.close(self.ledger_fd)
         for session in self.sessions.values():
             session.close()
 

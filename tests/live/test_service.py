@@ -60,6 +60,11 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
+def told(recording: Path, event: bytes) -> int:
+    """How many records of a kind are written."""
+    return recording.read_bytes().count(b'"%s"' % event) if recording.exists() else 0
+
+
 def test_a_filter_and_a_session_give_the_records_of_a_connection(
     service: Service, program: Path, speaker: Puppet, server: Puppet, tmp_path: Path
 ) -> None:
@@ -166,12 +171,13 @@ def test_a_parser_that_is_killed_is_replaced_and_every_session_goes_on(
             until(records, FlowOpened)
             os.kill(service.parser_pid, 9)
             say(speaker, server, b"two")
-            eventually(lambda: client.status().parser_restarts == 1, "it is counted")
-            eventually(lambda: client.status().confined, "the new one is confined")
             leave(speaker, server)
             came = until(records, FlowClosed)
+            eventually(lambda: client.status().parser_restarts == 1, "it is counted")
+            eventually(lambda: client.status().confined, "the new one is confined")
     (closed,) = [one.body for one in came if isinstance(one.body, FlowClosed)]
-    assert closed.sent_total == 6
+    assert (closed.reason, closed.sent_total, closed.received_total) == ("fin", 6, 0)
+    assert closed.sent + closed.sent_counted + (closed.missing or 0) == 6
     assert not is_alive(service.parser_pid)
     assert service.stop() == 0
     numbers = [line["number"] for line in lines_of(recording)]
@@ -201,6 +207,36 @@ def test_a_service_that_is_killed_leaves_callouts_that_the_next_one_adopts(
     with service.client() as client:
         assert client.status().unseen_bytes == 0
         assert [one.name for one in client.filters()] == [program.name]
+
+
+def test_connections_that_end_while_no_service_runs_are_closed_by_the_next_one(
+    service: Service, program: Path, speaker: Puppet, server: Puppet, tmp_path: Path
+) -> None:
+    recording = tmp_path / "chat.jsonl"
+    with service.client() as client:
+        client.add([str(program)])
+        client.start_trace("chat", outputs=[recording])
+    for name in ("s", "t"):
+        join(speaker, server, name=name)
+        say(speaker, server, b"one", name=name)
+    eventually(lambda: told(recording, b"flow.opened") == 2, "they are told")
+    service.kill()
+    say(speaker, server, b"unread")
+    leave(speaker, server)
+    service.again()
+    eventually(lambda: told(recording, b"flow.closed") == 1, "its end is told")
+    leave(speaker, server, name="t")
+    eventually(lambda: told(recording, b"flow.closed") == 2, "that of the other too")
+    assert service.stop() == 0
+    lines = lines_of(recording)
+    first, second = (line for line in lines if line["event"] == "flow.closed")
+    assert (first["reason"], first["sent_total"], second["sent_total"]) == ("fin", 9, 3)
+    for closed in (first, second):
+        seen = closed["sent"] + closed.get("sent_counted", 0)
+        assert seen + closed["missing"] == closed["sent_total"]
+    assert first["missing"] <= 3
+    apps = {json.dumps(line["app"]) for line in lines if "flow" in line}
+    assert len(apps) == 1, "the second service knows whose they are"
 
 
 def test_there_is_one_service_at_a_time(service: Service) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from helpers.kernels import FakeKernel
 from helpers.parsers import Keeper, Session, descriptors_of, keep, status_of
-from helpers.rings import closed_record, listing, opened_record, segment_record
+from helpers.rings import BUSY, closed_record, listing, opened_record, segment_record
 from streamtap.events import Started
 from streamtap.model import Policy
 from streamtap.service import messages
@@ -230,6 +230,58 @@ def test_after_a_crash_the_next_parser_goes_on_where_the_first_one_was(
     assert (closed["flow"], closed["sent"], closed["complete"]) == ("2", 4, True)
 
 
+def test_flows_that_end_while_there_is_no_parser_are_closed_by_the_next_one(
+    kernel: FakeKernel, start: Keep
+) -> None:
+    first = start()
+    session = first.attach("all")
+    for flow_id in (1, 2, 3):
+        open_flow(kernel, flow_id)
+        say(kernel, b"\0told", flow_id=flow_id)
+    kernel.control.write(closed_record(3, sent=5, time_ns=now()))
+    first.until(lambda: session.of("flow.closed"), "one is closed")
+    first.until(lambda: len(session.of("flow.identified")) == 3, "all are told")
+    # Bytes that cannot be read yet: an ending is read, and waits for them.
+    being_written = kernel.data.write(segment_record(2, 0, 5, b"lost", time_ns=now()), BUSY)
+    kernel.control.write(closed_record(2, sent=9, time_ns=now()))
+    first.until(lambda: kernel.control.consumed == kernel.control.produced, "it is read")
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.until_ended()
+    kernel.data.finish(being_written)
+    say(kernel, b"unread", 7)
+    kernel.control.write(closed_record(1, sent=13, time_ns=now()))
+    attach = messages.Attach("all", 0, resumed=True)
+    second = start(ledger_fd=first.ledger_fd, sessions=[attach])
+    again = second.sessions["all"]
+    second.until(lambda: len(again.of("flow.closed")) == 2, "they are closed")
+    assert {record["flow"] for record in again.of("flow.opened")} == {"1", "2"}
+    closed = {record["flow"]: record for record in again.of("flow.closed")}
+    assert [closed["1"][name] for name in ("sent", "sent_total", "missing")] == [6, 13, 7]
+    assert closed["1"]["missing_ranges"] == [["sent", 0, 7]]
+    assert [closed["2"][name] for name in ("sent", "sent_total", "missing")] == [4, 9, 5]
+    turns = second.board.total("turns")
+    second.until(lambda: second.board.total("turns") > turns + 1, "that is noted")
+    os.kill(second.process.pid, signal.SIGKILL)
+    second.until_ended()
+    third = start(ledger_fd=first.ledger_fd, sessions=[attach])
+    assert third.finish() == 0
+    assert third.sessions["all"].of("flow.closed") == [], "nothing is told again"
+
+
+def test_flows_that_are_closed_at_the_end_are_not_told_of_by_the_next_parser(
+    kernel: FakeKernel, start: Keep
+) -> None:
+    first = start()
+    session = first.attach("all")
+    open_flow(kernel)
+    first.until(lambda: session.of("flow.opened"), "it is open")
+    assert first.finish() == 0
+    assert session.of("flow.closed")
+    second = start(ledger_fd=first.ledger_fd, sessions=[messages.Attach("all", 0)])
+    assert second.finish() == 0
+    assert second.sessions["all"].events() == ["init.stopped"]
+
+
 def test_ten_thousand_flows_are_taken_over(kernel: FakeKernel, start: Keep) -> None:
     kernel.rows = np.repeat(listing(totals=(100, 7)), 10_000)
     kernel.rows["opened"]["flow_id"] = np.arange(1, 10_001)
@@ -313,8 +365,8 @@ def test_the_parser_has_no_right_but_to_its_descriptors(kernel: FakeKernel, star
     pid = keeper.process.pid
     found = Counter(what.partition(":[")[0] for what, _ in descriptors_of(pid))
     assert found["/memfd:ring"] == 2
-    assert found["/memfd:board"] == 1
+    assert found["/memfd:board"] == found["/memfd:flows"] == 1
     assert found["socket"] == 2  # the link and the session
-    known = {"/memfd:ring", "/memfd:board", "socket", "anon_inode", "/dev/null"}
+    known = {"/memfd:ring", "/memfd:board", "/memfd:flows", "socket", "anon_inode", "/dev/null"}
     errors = os.readlink(f"/proc/{pid}/fd/2").removesuffix(" (deleted)").partition(":[")[0]
     assert set(found) <= known | {errors}

@@ -31,6 +31,7 @@ from streamtap.events import (
 from streamtap.service.board import Board
 from streamtap.service.connection import Connection
 from streamtap.service.control import ControlServer
+from streamtap.service.ledger import open_ledger
 from streamtap.service.listening import is_served
 from streamtap.service.notify import Ready, stopping, watchdog
 from streamtap.service.parsing import ParserProcess
@@ -94,11 +95,13 @@ class Keeper:
             self._unseen = callouts.unseen_bytes
             callouts.told()
             callouts.pause(False)
+            self._ledger_fd = open_ledger(paths.flows)
             self._board = Board.create()
             self._sessions = SessionTable(self._board)
             self._parser = ParserProcess(
                 self._registry.driver,
                 self._board,
+                self._ledger_fd,
                 self._selector,
                 host_key(),
                 began=self._on_parser,
@@ -185,6 +188,7 @@ class Keeper:
         self._recorders.kill()
         self._registry.close()
         os.close(self._board.fd)
+        os.close(self._ledger_fd)
         self._selector.close()
         self._signals.close()
         self._signal_end.close()

@@ -1,9 +1,9 @@
 """The parser: rings -> pipeline -> sessions, in a process that may do nothing else.
 
-`python -P -m streamtap.service.parser LINK DATA CONTROL BOARD`: numbers of descriptors that it is
-started with. It is the one process that looks at what came from the network, so it gives up all
-rights before the first byte: no file, no socket but those it is given, no capability. What it may
-ask for goes over the link. It ends with the keeper, and on the keeper's order.
+`python -P -m streamtap.service.parser LINK DATA CONTROL BOARD LEDGER`: numbers of descriptors that
+it is started with. It is the one process that looks at what came from the network, so it gives up
+all rights before the first byte: no file, no socket but those it is given, no capability. What it
+may ask for goes over the link. It ends with the keeper, and on the keeper's order.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from itertools import islice
 from traceback import extract_tb
 
 import msgspec
@@ -47,6 +48,7 @@ from streamtap.service.confine import (
     preload,
     unprivileged_user,
 )
+from streamtap.service.ledger import Ledger
 from streamtap.service.link import Given, LinkError, RemoteKernel
 from streamtap.service.syscalls import prctl
 from streamtap.speech import OPAQUE
@@ -92,14 +94,15 @@ class Parser:
     finished: the keeper's order to end was carried out.
     """
 
-    def __init__(self, kernel: RemoteKernel, board: Board) -> None:
+    def __init__(self, kernel: RemoteKernel, board: Board, ledger: Ledger) -> None:
         self.finished = False
         self._kernel = kernel
         self._board = board
+        self._ledger = ledger
         key = kernel.setup.key or os.urandom(_KEY_BYTES)
         self._names = _Names(kernel)
         self._filters: dict[int, messages.FilterTerms] = {}
-        self._source = LiveSource(kernel, self._names)
+        self._source = LiveSource(kernel, self._names, ledger)
         self._hub = Hub(clean=lambda body, content: clean(body, content, key))
         self._pipeline = Pipeline(
             content=self._hub.content,
@@ -124,9 +127,16 @@ class Parser:
         if not isinstance(first, messages.SetFilters):
             raise LinkError("the keeper tells of no filters")
         self._know(first)
+        remembered = self._ledger.recover()
         while not isinstance((given := self._kernel.wait()).order, messages.Begin):
             self._obey([given])
-        self._source.resume(first.enabled)
+        try:
+            self._source.resume(first.enabled, remembered)
+        except LinkError:
+            raise
+        except Exception:
+            self._ledger.clear()  # or the next parser would break at the same
+            raise
         self._beat()
 
     def run(self) -> None:
@@ -163,6 +173,7 @@ class Parser:
         """What was told is counted before it is sent: no number is given twice."""
         self._beat()
         self._hub.flush()
+        self._ledger.settle()
         self._source.release()
         self._kernel.flush()
         gone = [name for name, session in self._hub.sessions.items() if session.gone]
@@ -237,6 +248,7 @@ class Parser:
         self._filters = order.filters
         self._names.clear()
         self._names.update({bit: terms.name for bit, terms in order.filters.items()})
+        self._ledger.name(self._names)
         self._pipeline.set_filters(
             {
                 terms.name: Terms(
@@ -313,8 +325,8 @@ class Parser:
             self._end_turn()
         items = self._source.finish(standing)
         deadline = time.monotonic() + LAST_FLUSH_S
-        for at in range(0, len(items), CLOSED_AT_ONCE):
-            self._tell(self._pipeline.feed(items[at : at + CLOSED_AT_ONCE]))
+        while some := list(islice(items, CLOSED_AT_ONCE)):
+            self._tell(self._pipeline.feed(some))
             self._empty_queues(deadline)
         self._totals_due = 0.0
         self._beat()
@@ -375,17 +387,17 @@ def give_up_rights(keep: Sequence[int]) -> Confinement:
 
 
 def main(arguments: Sequence[str]) -> int:
-    link_fd, data_fd, control_fd, board_fd = map(int, arguments)
+    link_fd, data_fd, control_fd, board_fd, ledger_fd = map(int, arguments)
     logging.basicConfig(format="streamtap parser: %(message)s")
     # The keeper tells when to end; a signal to all of the service must not be first.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     gc.set_threshold(GARBAGE_AFTER)
     by_name(OPAQUE)  # finds the parsers, which are files
-    keep = (link_fd, data_fd, control_fd, board_fd)
+    keep = (link_fd, data_fd, control_fd, board_fd, ledger_fd)
     confinement = give_up_rights(keep)
     kernel = RemoteKernel(socket.socket(fileno=link_fd), data_fd, control_fd)
-    parser = Parser(kernel, Board(board_fd))
+    parser = Parser(kernel, Board(board_fd), Ledger(ledger_fd))
     try:
         parser.begin()
         kernel.tell(messages.Ready(confinement.seccomp, confinement.landlock_abi))

@@ -12,7 +12,8 @@ STATE_DIR, RUN_DIR, BPF_DIR = "/var/lib/streamtap", "/run/streamtap", "/sys/fs/b
 
 
 class Paths(NamedTuple):
-    """state: filters, sessions, recordings. run: the control socket and the lock. bpf: pins."""
+    """state: filters, sessions, recordings. run: the control socket, the lock, the
+    ledger of flows. bpf: pins."""
 
     state: Path
     run: Path
@@ -48,6 +49,11 @@ class Paths(NamedTuple):
     def lock(self) -> Path:
         """Held by who may change filters: the service, or for a moment a verb without one."""
         return self.run / "lock"
+
+    @property
+    def flows(self) -> Path:
+        """The ledger of the flows that sessions were told of, and not of their end."""
+        return self.run / "flows"
 
     @property
     def log(self) -> Path:

@@ -23,6 +23,7 @@ def start_parser(
     data_fd: int,
     control_fd: int,
     board: Board,
+    ledger_fd: int,
     told: Told,
     setup: Setup,
     filters: SetFilters,
@@ -33,11 +34,12 @@ def start_parser(
     about the sessions that are to miss nothing; then `told.ready` is called. It dies with the
     thread that calls this, so that no second one ever reads them at the same time.
 
-    data_fd, control_fd: of the rings; setup tells their sizes. filters: those of now.
+    data_fd, control_fd: of the rings; setup tells their sizes. ledger_fd: as `ledger.prepare`
+    leaves it. filters: those of now.
     """
     ours, theirs = link.make()
     try:
-        given = (theirs.fileno(), data_fd, control_fd, board.fd)
+        given = (theirs.fileno(), data_fd, control_fd, board.fd, ledger_fd)
         process = subprocess.Popen(
             [*argv, *map(str, given)],
             stdin=subprocess.DEVNULL,
