@@ -21,6 +21,7 @@ from streamtap.cli.parsing import Arguments, UsageError, say
 from streamtap.cli.recordings import of_wanted_flows
 from streamtap.cli.signals import Stop
 from streamtap.cli.watching import GARBAGE_AFTER, STDERR
+from streamtap.command import Child
 from streamtap.errors import ServiceError
 from streamtap.events import (
     Body,
@@ -42,7 +43,7 @@ from streamtap.service.stream import Records
 from streamtap.tally import COUNTED, Tally
 from streamtap.trace import Selection
 from streamtap.trace.text import printable
-from streamtap.watch import LINGER_S, Child
+from streamtap.watch import LINGER_S
 
 TURN_S = 0.2  # the longest wait: how late a stop is noticed
 LAST_S = 2.0  # for the ends of connections, once their filter is taken away
