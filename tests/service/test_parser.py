@@ -131,6 +131,35 @@ def test_content_follows_the_sessions_and_the_ceilings_of_filters(
     assert full.ended
 
 
+def test_a_session_that_is_detached_takes_what_it_was_told_and_its_name_is_free(
+    kernel: FakeKernel, start: Keep
+) -> None:
+    keeper = start()
+    session = keeper.attach("one", selection=("all:all",))
+    said = b"".join(b"GET /%04d HTTP/1.1\r\n\r\n" % number for number in range(2000))
+    open_flow(kernel)
+    # What a socket takes is less than what is told; nobody reads until the session is detached.
+    keeper.sessions.pop("one")
+    for at in range(0, len(said), 20_000):
+        say(kernel, said[at : at + 20_000], at)
+        behind = kernel.data.produced
+        keeper.until(lambda: kernel.data.consumed == behind, "it is read")  # noqa: B023
+    keeper.until(lambda: keeper.board.session(0)[0] >= 4000, "it is told")
+    keeper.end.order(messages.Detach("one"))
+    again = keeper.attach("one", 1)
+    keeper.sessions["left"] = session
+    keeper.until(lambda: session.ended, "it ends")
+    assert [r["number"] for r in session.records] == list(range(1, len(session.records) + 1))
+    assert len(session.records) == keeper.board.session(0)[0]
+    kernel.control.write(closed_record(1, sent=len(said), time_ns=now()))
+    keeper.until(lambda: again.of("flow.closed"), "another of that name goes on")
+    keeper.end.order(messages.Narrow("one", 2))
+    open_flow(kernel, 2, filters=1)
+    open_flow(kernel, 3, filters=2)
+    keeper.until(lambda: again.of("flow.opened"), "it is told of other flows")
+    assert [record["flow"] for record in again.of("flow.opened")] == ["3"]
+
+
 def test_flows_of_filters_that_go_are_closed_and_their_bit_serves_another(
     kernel: FakeKernel, start: Keep
 ) -> None:

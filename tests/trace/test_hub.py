@@ -558,6 +558,60 @@ def test_detaching_between_a_give_and_its_flush_leaves_nothing() -> None:
     assert list(hub.sessions) == ["other"]
 
 
+def test_a_session_that_leaves_takes_what_waits_for_it_and_nothing_more() -> None:
+    hub = make_hub(queue_bytes=4_000_000)
+    reader, stays = Reader(hub), Reader(hub, "stays")
+    hub.flush()
+    hub.give(messages(3000))
+    hub.flush()
+    hub.detach("it", wait_s=60.0)
+    assert (list(hub.sessions), hub.leaving, hub.waiting) == (["stays"], 1, True)
+    again = Reader(hub, "it")
+    hub.give(messages(1, 3000))
+    settle(hub, reader, stays, again)
+    assert reader.numbers == [*range(1, 3001)]
+    assert reader.here.recv(1) == b""
+    assert (stays.numbers[-1], again.numbers) == (3001, [1])
+    assert (hub.leaving, hub.waiting) == (0, False)
+
+
+def test_a_session_that_leaves_and_takes_nothing_is_ended_when_its_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("streamtap.trace.hub.time.monotonic", lambda: now[0])
+    hub = make_hub(queue_bytes=4_000_000)
+    reader, gone = Reader(hub), Reader(hub, "gone")
+    hub.give(messages(3000))
+    hub.detach("it", wait_s=0.2)
+    hub.detach("gone", wait_s=0.2)
+    gone.close()
+    hub.flush()
+    assert hub.leaving == 1
+    now[0] += 0.1
+    hub.flush()
+    assert hub.leaving == 1
+    now[0] += 0.2
+    hub.flush()
+    assert hub.leaving == 0
+    assert not is_readable(hub)
+    assert 0 < len(reader.numbers) < 3000
+
+
+def test_other_filters_of_a_session_hold_from_the_next_record_on(hub: Hub) -> None:
+    reader = Reader(hub, filters=3)
+    one, two = (msgspec.structs.replace(FLOW, filters=bits) for bits in (1, 2))
+    hub.give([record(message(size=1), "sent", one), record(message(size=2), "sent", two)])
+    hub.set_filters("it", 2)
+    hub.give([record(message(size=3), "sent", one), record(message(size=4), "sent", two)])
+    hub.flush()
+    assert [(line["number"], line["size"]) for line in reader.lines] == [(1, 1), (2, 2), (3, 4)]
+    reader.close()
+    hub.flush()
+    hub.set_filters("it", 1)
+    assert hub.sessions["it"].gone
+
+
 def test_nothing_is_kept_of_a_session_that_has_gone(hub: Hub) -> None:
     reader = Reader(hub)
     hub.give(messages(3000))

@@ -303,8 +303,7 @@ class Keeper:
                 mask = sum(bits.get(name, 0) for name in session.filters)
                 if mask != session.mask:
                     session.mask = mask
-                    self._parser.detach(session)
-                    self._parser.attach(session)
+                    self._parser.narrow(session)
 
     def _note_filters(self, action: str, filters: Iterable[Filter]) -> None:
         for one in filters:

@@ -175,7 +175,16 @@ class Begin(Message, frozen=True, tag="begin"):
 
 
 class Detach(Message, frozen=True, tag="detach"):
+    """A session is given nothing more, and ends when it has taken what it was given, or soon."""
+
     session: _Name
+
+
+class Narrow(Message, frozen=True, tag="narrow"):
+    """The session is told of flows in these filters alone from now on; a mask."""
+
+    session: _Name
+    filters: int
 
 
 class Note(Message, frozen=True, tag="note"):
@@ -194,7 +203,7 @@ class Finish(Message, frozen=True, tag="finish"):
     undecided: Natural = 0
 
 
-Order = Setup | SetFilters | Attach | Begin | Detach | Note | Finish
+Order = Setup | SetFilters | Attach | Begin | Narrow | Detach | Note | Finish
 FromKeeper = Verdict | Numbers | Rows | Text | Order
 
 # --- a monitor: from its reader ------------------------------------------------------------------

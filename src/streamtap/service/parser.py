@@ -61,6 +61,7 @@ TICK_AT_LEAST_NS = 1_000_000_000  # else: what waits for a flow that is never op
 TOTALS_S = 1.0  # between two looks at the callouts' counters
 LAST_DRAIN_S = 5.0  # for what is left at the end; traffic may go on
 CLOSED_AT_ONCE = 1024  # flows, at the end: more than that no session's queue has room for
+LEAVE_S = 0.2  # for a session that is detached to take what it was told
 LAST_FLUSH_S = 2.0  # for sessions to take what they were told
 _PR_SET_PDEATHSIG = 1
 _KEY_BYTES = 16
@@ -153,6 +154,8 @@ class Parser:
     def turn(self, timeout_s: float = IDLE_S) -> None:
         if self._pipeline.pending:
             timeout_s = min(timeout_s, TICK_S)
+        if self._hub.leaving:
+            timeout_s = min(timeout_s, LEAVE_S)
         items = self._source.poll(timeout_s)
         # Before what came is told: the orders tell how much of it may be.
         self._obey(self._kernel.receive())
@@ -220,9 +223,12 @@ class Parser:
                     self._set_filters(order)
                 case messages.Attach():
                     self._attach(order, given.take_socket())
+                case messages.Narrow():
+                    if order.session in self._slots:
+                        self._hub.set_filters(order.session, order.filters)
                 case messages.Detach():
                     if order.session in self._slots:
-                        self._part(order.session)
+                        self._part(order.session, LEAVE_S)
                 case messages.Note():
                     self._note(order)
                 case messages.Finish():
@@ -305,9 +311,9 @@ class Parser:
             opening=opening,
         )
 
-    def _part(self, name: str) -> None:
+    def _part(self, name: str, wait_s: float = 0.0) -> None:
         session = self._hub.sessions[name]
-        self._hub.detach(name)
+        self._hub.detach(name, wait_s=wait_s)
         self._board.set_session(self._slots.pop(name), session.number, session.dropped)
         self._follow()
 
@@ -345,7 +351,7 @@ class Parser:
     def _empty_queues(self, deadline: float) -> None:
         """Until the sessions have taken what they were told, or the deadline."""
         self._end_turn()
-        while any(session.queued for session in self._hub.sessions.values()):
+        while self._hub.waiting:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 break

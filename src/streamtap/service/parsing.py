@@ -190,6 +190,10 @@ class ParserProcess:
         )
         self._order(order, session.stream.fileno())
 
+    def narrow(self, session: Session) -> None:
+        """Its mask is another one."""
+        self._order(messages.Narrow(session.name, session.mask))
+
     def detach(self, session: Session) -> None:
         self._order(messages.Detach(session.name))
 

@@ -75,6 +75,7 @@ class Hub:
         self._by_fd: dict[int, Subscriber] = {}
         self._ready: dict[Subscriber, None] = {}  # something waits, and the socket may take it
         self._stalled: set[Subscriber] = set()
+        self._leaving: dict[Subscriber, float] = {}  # until when, by the monotonic clock
         self._arrange()
 
     @property
@@ -87,6 +88,17 @@ class Hub:
     def sessions(self) -> Mapping[str, Subscriber]:
         """By name; one that has gone stays until it is detached."""
         return MappingProxyType(self._sessions)
+
+    @property
+    def leaving(self) -> int:
+        """Sessions that were detached, and take what waits for them: `flush` is to be called now
+        and then, to end those whose time is over."""
+        return len(self._leaving)
+
+    @property
+    def waiting(self) -> bool:
+        """Something waits for a session that its socket did not take."""
+        return bool(self._leaving) or any(one.queued for one in self._sessions.values())
 
     def attach(
         self,
@@ -141,18 +153,32 @@ class Hub:
         # owner is woken.
         self._epoll.register(out, select.EPOLLOUT)
         self._stalled.add(subscriber)
-        audience = self._audiences.setdefault(wants, _Audience(wants))
-        audience.members.append(subscriber)
-        self._audience_of[subscriber] = audience
+        self._seat(subscriber, wants)
         self._arrange()
 
-    def detach(self, name: str) -> None:
-        """Ends a session: what the socket takes at once is sent, then it is closed. Who wants
-        nothing lost waits until its `queued` is 0. Raises KeyError."""
-        subscriber = self._sessions.pop(name)
+    def set_filters(self, name: str, filters: int) -> None:
+        """The session wants the flows of these filters from the next `give` on. Raises KeyError."""
+        subscriber = self._sessions[name]
         if not subscriber.gone:
-            subscriber.drain()
+            places, _, content = self._unseat(subscriber).wants
+            self._seat(subscriber, (places, filters, content))
+            self._arrange()
+
+    def detach(self, name: str, *, wait_s: float = 0.0) -> None:
+        """Ends a session. It is given nothing more; what waits is sent as the socket takes it, for
+        so long at most, then it is closed. Its name is free at once. Raises KeyError."""
+        subscriber = self._sessions.pop(name)
+        if subscriber.gone:
+            return
+        more = subscriber.drain()
+        if not more or wait_s <= 0:
             self._part(subscriber)
+            return
+        self._leaving[subscriber] = time.monotonic() + wait_s
+        self._unseat(subscriber)
+        self._arrange()
+        if subscriber not in self._stalled:
+            self._watch(subscriber, True)
 
     def give(self, records: Sequence[Record]) -> None:
         """Records to all sessions that want them, and to the flight recorder. Nothing is sent
@@ -188,15 +214,21 @@ class Hub:
         ready, self._ready = self._ready, {}
         for subscriber in ready:
             more = not subscriber.gone and subscriber.push()
-            if subscriber.gone:
+            if subscriber.gone or (not more and subscriber in self._leaving):
                 self._part(subscriber)
             elif more != (subscriber in self._stalled):
                 self._watch(subscriber, more)
+        if self._leaving:
+            now = time.monotonic()
+            for subscriber in [one for one, until in self._leaving.items() if until <= now]:
+                self._part(subscriber)
 
     def close(self) -> None:
-        """Ends all sessions as `detach` does. Nothing else may be called afterwards."""
+        """Ends all sessions as `detach` does, at once. Nothing else may be called afterwards."""
         for name in list(self._sessions):
             self.detach(name)
+        for subscriber in list(self._leaving):
+            self._part(subscriber)
         self._epoll.close()
 
     def _encode(self, record: Record, content: Content) -> bytes:
@@ -233,11 +265,22 @@ class Hub:
         subscriber.close()
         self._stalled.discard(subscriber)
         self._ready.pop(subscriber, None)
+        if self._leaving.pop(subscriber, None) is None:
+            self._unseat(subscriber)
+            self._arrange()
+
+    def _seat(self, subscriber: Subscriber, wants: _Wants) -> None:
+        audience = self._audiences.setdefault(wants, _Audience(wants))
+        audience.members.append(subscriber)
+        self._audience_of[subscriber] = audience
+
+    def _unseat(self, subscriber: Subscriber) -> _Audience:
+        """Takes it out of its audience, which is given back."""
         audience = self._audience_of.pop(subscriber)
         audience.members.remove(subscriber)
         if not audience.members:
             del self._audiences[audience.wants]
-        self._arrange()
+        return audience
 
     def _watch(self, subscriber: Subscriber, stalled: bool) -> None:
         self._epoll.modify(subscriber.socket, select.EPOLLOUT if stalled else 0)

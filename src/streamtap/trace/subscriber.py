@@ -108,13 +108,14 @@ class Subscriber:
             self._joined = self._joined[count:] if count < len(self._joined) else _NOTHING
         return bool(self._joined or self._first or self._queue or self._lost)
 
-    def drain(self) -> None:
-        """Sends as long as the socket takes something."""
+    def drain(self) -> bool:
+        """Sends as long as the socket takes something. True where there is more."""
         before = -1
         while self.sent > before:
             before = self.sent
             if not self.push():
-                return
+                return False
+        return True
 
     def close(self) -> None:
         """Closes the socket. What still waited counts as dropped: its numbers are given."""
