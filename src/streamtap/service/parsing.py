@@ -62,6 +62,7 @@ class ParserProcess:
         self._started = 0.0
         self._due: float | None = None
         self._failures = 0
+        self._beginning = False  # one that fails meanwhile is started again later, not within
         self.restarts = 0
         self.confined: tuple[str, ...] = ()
 
@@ -72,6 +73,7 @@ class ParserProcess:
     def start(self) -> None:
         """Raises OSError."""
         again = self._started > 0
+        self._beginning = True
         callouts = self._driver.callouts
         process, end = start_parser(
             *callouts.ring_fds,
@@ -94,6 +96,7 @@ class ParserProcess:
     def begin(self) -> None:
         """Every session that there is has been told to it: it may read the rings."""
         self._order(messages.Begin())
+        self._beginning = False
 
     def serve(self, events: int = 0) -> None:
         """Answers what it has asked."""
@@ -133,7 +136,7 @@ class ParserProcess:
             self._failures = 0
         self._due = now + PAUSES_S[min(self._failures, len(PAUSES_S) - 1)]
         self._failures += 1
-        if self._due <= now:
+        if self._due <= now and not self._beginning:
             self.look_after()
 
     def look_after(self) -> None:
@@ -151,8 +154,9 @@ class ParserProcess:
             try:
                 self.start()
                 self.begin()
-            except OSError as error:
+            except (OSError, LinkError) as error:
                 _log.error("the parser cannot be started: %s", error)
+                self._beginning = False
                 self._again()
 
     # --- orders ----------------------------------------------------------------------------------
