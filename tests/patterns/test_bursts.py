@@ -126,3 +126,16 @@ def test_an_http_head_says_what_it_is_and_its_body_is_a_burst() -> None:
     told = [(data.summary, data.bytes) for data in found if isinstance(data, Data)]
     assert told == [("POST /a?b=c", 80), (None, 20), ("404 Not Found", 50)]
     assert {data.placed_flag() for data in found} == {"client_server"}
+
+
+def test_a_burst_ends_where_the_clock_is_put_back() -> None:
+    hour = 3600 * 1000
+    assert bursts([(hour, C, b"ab"), (5, C, b"c"), (9, C, b"d")]) == [
+        (hour, "TO_SERVER", 0, 2),
+        (9, "TO_SERVER", 2, 2),
+    ]
+    conversations = Conversations()
+    conversations.interpret(FLOW, "opaque", C, hour * MS, OpaqueData(offset=0, length=5))
+    assert not conversations.tick((hour + 19) * MS)
+    assert len(conversations.tick(5 * MS)) == 1
+    assert not conversations.pending

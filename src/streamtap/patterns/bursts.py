@@ -1,7 +1,8 @@
 """Plain send and receive: bytes of a flow that no parser understands, joined to bursts.
 
 A burst ends when the direction changes, after a pause, or when it is old, all by the times of the
-data, so that a live flow and its capture give the same bursts.
+data, so that a live flow and its capture give the same bursts. It ends too where the clock was put
+back: no burst waits for the time that was taken away.
 """
 
 import base64
@@ -12,6 +13,7 @@ from streamtap.patterns.model import Data, Meaning
 
 PAUSE_NS = 20_000_000
 AGE_NS = 1_000_000_000
+_AHEAD_NS = 2 * AGE_NS  # by so much no burst ends later than now, but where the clock was put back
 CONTENT = 64 * 1024  # bytes of a burst that are kept to be shown
 
 NOTHING: Sequence[Meaning] = ()
@@ -71,7 +73,7 @@ class Bursts:
             and burst.direction is direction
             and burst.end == offset
             and time_ns - burst.last_ns < PAUSE_NS
-            and time_ns - burst.began_ns < AGE_NS
+            and -AGE_NS < time_ns - burst.began_ns < AGE_NS
             and burst.protocol == protocol
         ):
             burst.end = offset + length
@@ -103,13 +105,13 @@ class Bursts:
 
     def tick(self, now_ns: int) -> Sequence[Meaning]:
         """Ends the bursts whose pause, or age, has passed, oldest first."""
-        if now_ns < self._due_ns or not self._open:
+        if not self._open or 0 < self._due_ns - now_ns <= _AHEAD_NS:
             return NOTHING
         due_ns = now_ns + AGE_NS
         over = []
         for flow_id, burst in self._open.items():
             end_ns = min(burst.last_ns + PAUSE_NS, burst.began_ns + AGE_NS)
-            if now_ns >= end_ns:
+            if now_ns >= end_ns or end_ns - now_ns > _AHEAD_NS:
                 over.append(flow_id)
             elif end_ns < due_ns:
                 due_ns = end_ns
