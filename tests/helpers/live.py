@@ -51,12 +51,19 @@ def missing_right() -> str:
     return ""
 
 
-def eventually(condition: Callable[[], object], what: str, timeout_s: float = DEADLINE_S) -> None:
-    """Waits until the condition holds; fails when it does not in time."""
+def eventually(
+    condition: Callable[[], object],
+    what: str,
+    timeout_s: float = DEADLINE_S,
+    *,
+    pause_s: float = 0.002,
+) -> None:
+    """Waits until the condition holds; fails when it does not in time. pause_s: between two looks;
+    who asks a service may not ask often."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.002)
+        time.sleep(pause_s)
 
 
 # --- programs ------------------------------------------------------------------------------------
