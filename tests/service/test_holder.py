@@ -10,10 +10,10 @@ import pytest
 from helpers.kernels import SIZE
 from helpers.live import eventually
 from streamtap.command import LaunchError
-from streamtap.errors import KernelUnsupported, PermissionMissing
+from streamtap.errors import KernelUnsupported, PermissionMissing, StreamtapError
 from streamtap.holding import Hooks, Local
 from streamtap.service import link, messages
-from streamtap.service.holder import Forked, HolderEnd, HolderFailed, Remote
+from streamtap.service.holder import Forked, HolderEnd, Remote
 from streamtap.service.link import LinkError
 
 NOWHERE = FileNotFoundError(2, "No such file or directory", "/not/there")
@@ -40,7 +40,7 @@ def test_what_fails_there_is_raised_here(
     error: Exception, message: str, hint: str, code: int
 ) -> None:
     forked = Forked(failing(error))
-    with pytest.raises(HolderFailed) as failure:
+    with pytest.raises(StreamtapError) as failure:
         Remote(forked, [])
     assert (str(failure.value), failure.value.hint) == (message, hint)
     assert failure.value.exit_code == code

@@ -35,7 +35,7 @@ STDERR = 2
 
 def watch(arguments: Arguments, stop: Stop) -> int:
     """Watches until something ends it; the exit code. Raises what `Run` and `resolve` do, and what
-    `Local` does as HolderFailed."""
+    `Local` does as StreamtapError."""
     by_name(arguments.protocol or OPAQUE)  # also finds the parsers, which are files
     # Records are made by the thousand and hold no cycles: look for garbage less often.
     gc.set_threshold(GARBAGE_AFTER)

@@ -29,12 +29,11 @@ FAREWELL_S = 10.0  # for it to end the command, and then itself
 PUSH_MS = 50  # between two tries to tell the reader what it has not taken
 
 
-class HolderFailed(StreamtapError):
+def told_error(failed: messages.Failed) -> StreamtapError:
     """What went wrong in the holder, as it told it."""
-
-    def __init__(self, failed: messages.Failed) -> None:
-        super().__init__(failed.message, failed.hint)
-        self.exit_code = failed.exit_code
+    error = StreamtapError(failed.message, failed.hint)
+    error.exit_code = failed.exit_code
+    return error
 
 
 # --- the process ---------------------------------------------------------------------------------
@@ -200,14 +199,14 @@ class Remote(RemoteKernel):
     """`holding.Holder` by another process.
 
     Its answers have no deadline: where it is gone the link tells so at once, and a machine that was
-    asleep is no reason to end. Raises HolderFailed beside LinkError.
+    asleep is no reason to end. Raises StreamtapError beside LinkError.
     """
 
     patience_s: ClassVar[float | None] = None
     understood: ClassVar[Callable[[bytes], Any]] = messages.decode_from_holder
 
     def __init__(self, forked: Forked, scopes: Sequence[Scope]) -> None:
-        """Waits until the callouts are loaded; raises HolderFailed where they cannot be."""
+        """Waits until the callouts are loaded; raises StreamtapError where they cannot be."""
         self.scopes = tuple(scopes)
         self._forked = forked
         self._status: int | None = None
@@ -244,6 +243,6 @@ class Remote(RemoteKernel):
             case messages.CommandEnded():
                 self._status = message.status
             case messages.Failed():
-                raise HolderFailed(message)
+                raise told_error(message)
             case _:
                 super()._keep(message, descriptors)
