@@ -266,7 +266,7 @@ def test_a_disk_that_takes_nothing_changes_nothing(
         assert [one.name for one in registry.filters()] == ["one"]
         assert registry.driver.callouts.enabled == 1
         assert [one.name for one in load(paths.filters, Filters).filters] == ["one"]
-    assert sorted(os.listdir(paths.state)) == ["filters.json"]
+    assert sorted(os.listdir(paths.state)) == ["filters.json", "recordings"]
 
 
 def test_killed_at_any_moment_the_state_is_whole_and_the_next_adopts_it(
