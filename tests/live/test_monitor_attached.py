@@ -49,7 +49,8 @@ def service(paths: Paths) -> Iterator[Service]:
 
 
 def told(text: str) -> list[tuple[object, ...]]:
-    """What records say, but for what differs from run to run."""
+    """What records say, but for what differs from run to run: which of the two ends closes first,
+    for example."""
     found = []
     for line in text.splitlines():
         record: dict[str, Any] = json.loads(line)
@@ -57,7 +58,7 @@ def told(text: str) -> list[tuple[object, ...]]:
             continue
         fields = ("event", "direction", "offset", "length", "sent", "received", "reason", "bytes")
         found.append(tuple(record.get(name) for name in fields))
-    return found
+    return sorted(found, key=str)
 
 
 def test_the_records_are_those_of_a_monitor_without_a_service(paths: Paths) -> None:
