@@ -1,4 +1,4 @@
-"""The way of the data: openings, segments and closings in, records out.
+"""The two passes in which a batch becomes records.
 
 A batch goes through in two passes. First every item meets its flow and its stream; what comes out
 is cut into runs (bytes that one end sent before the other spoke again) and put in the order of
@@ -11,9 +11,8 @@ import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from traceback import extract_tb
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -30,9 +29,7 @@ from streamtap.events import (
     StreamGap,
     StreamLimit,
     StreamOverlap,
-    place,
 )
-from streamtap.flows import FlowState
 from streamtap.model import (
     Chunk,
     Closed,
@@ -40,7 +37,6 @@ from streamtap.model import (
     Direction,
     Flow,
     Gap,
-    Limit,
     Opened,
     Overlap,
     Policy,
@@ -48,32 +44,20 @@ from streamtap.model import (
     Segment,
     StreamItem,
 )
-from streamtap.patterns import INSIDE, Conversations, Data, Meaning, clean
+from streamtap.patterns import INSIDE, Conversations, Meaning, clean
 from streamtap.patterns.bursts import PAUSE_NS
+from streamtap.pipeline.steps import Item, State, Step, is_plain, runs, time_of
+from streamtap.pipeline.wanted import Places, Terms, Wanted
 from streamtap.protocols import Limits, Parser, by_name
 from streamtap.protocols.opaque import OpaqueData
 from streamtap.speech import OPAQUE, Run, Speech
-from streamtap.streams import Reassembler
 
-Places = frozenset[tuple[str, str, str]]
 SetPolicy = Callable[[int, Policy], None]
 LIMIT_PAUSE_NS = 1_000_000_000  # between two records of flows that were refused
 
-State = FlowState[Reassembler, Speech]
-_Item = Run | Overlap | Limit | Opened | Closed | Scoped
-_Step = tuple[int, State, Direction, _Item]
-_time = itemgetter(0)
 _record_time = attrgetter("time_ns")
 _log = logging.getLogger(__name__)
 FULL = Content.FULL  # looking up an enum's member is slow
-
-
-class Terms(NamedTuple):
-    """How the flows of a filter are told: by this parser whatever they say, and at most so much
-    of them; None where the filter does not say."""
-
-    protocol: str | None = None
-    content: Content | None = None
 
 
 class Pipeline:
@@ -113,47 +97,37 @@ class Pipeline:
         self.gaps = 0
         self.bytes = 0
         self.records = 0
-        self._content = content
-        self._filters: Mapping[str, Terms] = {}
-        self._places = places
+        self._wanted = Wanted(places, content)
         self._forced = by_name(protocol) if protocol else None
         self._both_ends = both_ends
         self._set_policy = set_policy
         self._key = os.urandom(16) if key is None else key
         self._limits = limits or Limits()
-        self._wants_type: dict[type[Body], bool] = {}
-        self._choose(places)
         self._max_flows = max_flows
         self._refused = 0
         self._refused_due_ns = 0
-        self._flows: dict[int, list[_Step]] = {}  # of the batch, in the order of their flows
+        self._flows: dict[int, list[Step]] = {}  # of the batch, in the order of their flows
         self._out: list[Record] = []
 
     # --- what is wanted --------------------------------------------------------------------------
 
     def set_places(self, places: Places | None) -> None:
         """Where records are wanted from now on."""
-        self._choose(places)
+        self._wanted.choose(places)
         self._plan_again()
 
     def set_content(self, content: Content) -> None:
         """The most that any record tells from now on. What no parser knows is copied again where
         its bytes are wanted now, and counted where they are not any more."""
-        self._content = content
+        self._wanted.content = content
         self.conversations.set_content(content)
         self._plan_again()
 
     def set_filters(self, filters: Mapping[str, Terms]) -> None:
         """What holds for the flows of some filters, by name: of what they tell at once, of how
         they are parsed for those that open from now on."""
-        self._filters = dict(filters)
+        self._wanted.filters = dict(filters)
         self._plan_again()
-
-    def _choose(self, places: Places | None) -> None:
-        self._places = places
-        self._wants_type.clear()
-        self._wants_events = places is None or _class_place(OpaqueData) in places
-        self._wants_plain = self._wants_events or _class_place(Data) in (places or ())
 
     def _plan_again(self) -> None:
         for state in self.table:
@@ -162,22 +136,9 @@ class Pipeline:
                 self._plan(state, speech)
 
     def _plan(self, state: State, speech: Speech) -> None:
-        speech.content = self._content_of(state.flow)
+        speech.content = self._wanted.content_of(state.flow)
         if speech.is_plain and not speech.secondary:
             self._stay_plain(state, speech)
-
-    def _terms_of(self, flow: Flow) -> Terms:
-        return (self._filters.get(flow.app.filter) if flow.app else None) or Terms()
-
-    def _content_of(self, flow: Flow) -> Content:
-        most = self._terms_of(flow).content
-        return self._content if most is None else min(self._content, most)
-
-    @property
-    def _least(self) -> Content:
-        """What a record of any flow may tell."""
-        given = (terms.content for terms in self._filters.values())
-        return min((content for content in given if content is not None), default=self._content)
 
     # --- the first pass: items to runs -----------------------------------------------------------
 
@@ -185,16 +146,16 @@ class Pipeline:
         """The records that a batch gives. Views in it are not kept beyond this call."""
         closed = self._demux.feed(items)
         flows, self._flows = self._flows, {}
-        steps: list[_Step] = []
+        steps: list[Step] = []
         for own in flows.values():
-            if _is_plain(own):
+            if is_plain(own):
                 self._tell_turns(own)
                 continue
             if not isinstance(own[0][3], Opened):
-                steps += _runs(own)
+                steps += runs(own)
                 continue
             # What came with the handshake was seen before the opening was: that goes first.
-            rest = _runs(own[1:])
+            rest = runs(own[1:])
             begin_ns = min(own[0][0], *(step[0] for step in rest)) if rest else own[0][0]
             steps += [(begin_ns, *own[0][1:]), *rest]
         for item in closed:
@@ -205,7 +166,7 @@ class Pipeline:
             # After all that the flow said, whatever the clocks of the two hooks say.
             last_ns = max((step[0] for step in flows.get(item.flow_id, ())), default=0)
             steps.append((max(item.time_ns, last_ns), state, Direction.TO_SERVER, item))
-        steps.sort(key=_time)
+        steps.sort(key=time_of)
         for time_ns, state, direction, run in steps:
             self._take(state, direction, run, time_ns)
         return self._flush()
@@ -219,11 +180,11 @@ class Pipeline:
         state: State,
         direction: Direction,
         given: Sequence[StreamItem],
-        flows: dict[int, list[_Step]],
+        flows: dict[int, list[Step]],
     ) -> None:
         speech = state.parser
         unheard = speech is not None and speech.unheard
-        steps: list[_Step] = []
+        steps: list[Step] = []
         for item in given:
             if type(item) is Chunk:
                 if unheard:
@@ -255,12 +216,12 @@ class Pipeline:
         """A flow begins: who listens to it, and what passed before."""
         flow = state.flow
         secondary = not state.primary and not self._both_ends
-        protocol = self._terms_of(flow).protocol
+        protocol = self._wanted.terms_of(flow).protocol
         state.parser = Speech(
             _info(state),
             self._limits,
             secondary=secondary,
-            content=self._content_of(flow),
+            content=self._wanted.content_of(flow),
             forced=by_name(protocol) if protocol else self._forced,
         )
         if state.paired is not None and state.paired.parser is not None:
@@ -294,7 +255,7 @@ class Pipeline:
         self,
         state: State,
         direction: Direction,
-        run: _Item,
+        run: Item,
         time_ns: int,
     ) -> None:
         speech = state.parser
@@ -386,8 +347,8 @@ class Pipeline:
     def _stay_plain(self, state: State, speech: Speech) -> None:
         """It is decided that no parser knows what the flow says."""
         full = speech.content is FULL
-        speech.unheard = not self._wants_plain
-        speech.plain = not (full or self._wants_events)
+        speech.unheard = not self._wanted.plain
+        speech.plain = not (full or self._wanted.events)
         self._copy(state, Policy.FULL if full else Policy.COUNT)
 
     def _parse(
@@ -438,7 +399,7 @@ class Pipeline:
         were copied or counted, so nothing is parsed."""
         assert isinstance(run, tuple)
         offset, data, ends, times = run
-        if times[-1] - times[0] < PAUSE_NS and not self._wants_events:
+        if times[-1] - times[0] < PAUSE_NS and not self._wanted.events:
             ends, times = ends[-1:], times[-1:]  # no burst ends in between
         begin = offset
         for end, when in zip(ends, times, strict=True):
@@ -449,7 +410,7 @@ class Pipeline:
             self._tell(state, speech, direction, event, when, part)
             offset = end
 
-    def _tell_turns(self, steps: list[_Step]) -> None:
+    def _tell_turns(self, steps: list[Step]) -> None:
         """The same for a batch of one flow in which both ends spoke: the shortest way, for in a
         chat every message is a turn. Records are put in order of time later."""
         _, state, _, _ = steps[0]
@@ -462,7 +423,7 @@ class Pipeline:
             self.bytes += 0 if data is None else len(data)
             speech.offsets[direction] = ends[-1]
             arrivals += zip(times, repeat(direction), (offset, *ends), ends, strict=False)
-        arrivals.sort(key=_time)
+        arrivals.sort(key=time_of)
         interpret = self.conversations.interpret
         for when, direction, begin, end in arrivals:
             event = OpaqueData(offset=begin, length=end - begin)
@@ -488,8 +449,7 @@ class Pipeline:
         time_ns: int,
         data: bytes | memoryview | None,
     ) -> None:
-        wanted = self._wants_type.get(type(event))
-        if self._wants(event) if wanted is None else wanted:
+        if self._wanted.wants_type(event):
             self._emit(time_ns, event, speech, speech.sides[direction])
         meanings = self.conversations.interpret(
             state.flow, speech.name, direction, time_ns, event, data
@@ -504,7 +464,7 @@ class Pipeline:
                 of = self.table.find(meaning.flow_id)
             speech = of.parser if of is not None else None
             if speech is None:
-                self._emit(meaning.time_ns, meaning.pattern, content=self._least)
+                self._emit(meaning.time_ns, meaning.pattern, content=self._wanted.least)
                 continue
             side = speech.sides[meaning.direction]
             content = speech.content
@@ -515,7 +475,7 @@ class Pipeline:
     def _close(self, state: State, speech: Speech, closed: Closed) -> None:
         ending = self._demux.close(closed)
         assert ending is not None
-        left: dict[int, list[_Step]] = {}
+        left: dict[int, list[Step]] = {}
         for direction in Direction:
             self._collect(state, direction, ending.items[direction], left)
         for steps in left.values():
@@ -566,35 +526,27 @@ class Pipeline:
     def standing(self, now_ns: int) -> list[Record]:
         """The flows that are open, as if they had been found at `now_ns`: midstream, with what has
         passed of each direction as a gap. Whatever is wanted otherwise."""
-        places, self._places, out, self._out = self._places, None, self._out, []
-        try:
-            for state in self.table:
-                if state.parser is not None:
-                    self._stand(state, state.parser, now_ns)
-            return self._out
-        finally:
-            self._places, self._out = places, out
+        out, self._out = self._out, []
+        for state in self.table:
+            if state.parser is not None:
+                self._stand(state, state.parser, now_ns)
+        found, self._out = self._out, out
+        return found
 
     def _stand(self, state: State, speech: Speech, now_ns: int) -> None:
-        self._emit(now_ns, FlowOpened(midstream=True), speech)
+        self._put(now_ns, FlowOpened(midstream=True), speech)
         for direction in Direction:
             if passed := state.streams[direction].offset:
                 gap = StreamGap(offset=0, length=passed, cause="midstream")
-                self._emit(now_ns, gap, speech, speech.sides[direction])
+                self._put(now_ns, gap, speech, speech.sides[direction])
         if speech.name:
             confidence = _confidence(speech, speech.name)
-            self._emit(now_ns, FlowIdentified(protocol=speech.name, confidence=confidence), speech)
+            self._put(now_ns, FlowIdentified(protocol=speech.name, confidence=confidence), speech)
 
     def note(self, time_ns: int, body: Body) -> list[Record]:
         """A record that is about no flow."""
         self._emit(time_ns, body)
         return self._flush()
-
-    def _wants(self, body: Body) -> bool:
-        """Whether protocol events of this type are wanted; their place is that of their class."""
-        wanted = self._places is None or place(body) in self._places
-        self._wants_type[type(body)] = wanted
-        return wanted
 
     def _emit(
         self,
@@ -604,15 +556,25 @@ class Pipeline:
         side: str | None = None,
         content: Content | None = None,
     ) -> None:
-        """content: the most that it tells; by default what the flow's records do."""
-        if self._places is not None and place(body) not in self._places:
-            return
+        """Where it is wanted. content: the most that it tells; by default what the flow's records
+        do."""
+        if self._wanted.wants(body):
+            self._put(time_ns, body, speech, side, content)
+
+    def _put(
+        self,
+        time_ns: int,
+        body: Body,
+        speech: Speech | None = None,
+        side: str | None = None,
+        content: Content | None = None,
+    ) -> None:
         info = None
         if speech is not None:
             info = speech.info
             content = speech.content if content is None else content
         elif content is None:
-            content = self._content
+            content = self._wanted.content
         cleaned = clean(body, content, self._key)
         self._out.append(
             Record(time_ns=time_ns, body=cleaned, flow=info, direction=side, content=content)
@@ -644,59 +606,3 @@ def _confidence(speech: Speech, protocol: str) -> str:
     if speech.forced:
         return "forced"
     return "none" if protocol == OPAQUE else "content"
-
-
-def _is_plain(steps: list[_Step]) -> bool:
-    """Whether bursts are all that is told of these steps of one flow, and both ends spoke."""
-    speech = steps[0][1].parser
-    if speech is None or not speech.plain:
-        return False
-    first = steps[0][2]
-    return all(type(step[3]) is tuple for step in steps) and any(
-        step[2] is not first for step in steps
-    )
-
-
-def _class_place(kind: type[Body]) -> tuple[str, str, str]:
-    return kind.provider, kind.flag, kind.level
-
-
-def _runs(steps: list[_Step]) -> list[_Step]:
-    """The steps of one flow, its chunks cut where the other direction spoke in between. What need
-    not be cut is as it was: all steps are put in the order of time together."""
-    first = steps[0][2] if steps else None
-    if all(step[2] is first for step in steps):
-        return steps
-    for _, _, _, run in steps:
-        if isinstance(run, tuple) and len(run[3]) > 1:
-            break
-    else:
-        return steps
-    pieces: list[tuple[int, int, _Step, int]] = []  # time, step's number, step, segment's number
-    for number, step in enumerate(steps):
-        run = step[3]
-        if isinstance(run, tuple):
-            pieces += [(when, number, step, index) for index, when in enumerate(run[3])]
-        else:
-            pieces.append((step[0], number, step, 0))
-    pieces.sort(key=_time)
-    out: list[_Step] = []
-    begin = 0
-    for index in range(1, len(pieces) + 1):
-        if index < len(pieces) and pieces[index][1] == pieces[begin][1]:
-            continue
-        _, _, step, start = pieces[begin]
-        _, state, direction, run = step
-        if isinstance(run, tuple):
-            stop = pieces[index - 1][3] + 1
-            offset, data, ends, times = run
-            if start or stop < len(ends):
-                low = ends[start - 1] if start else offset
-                high = ends[stop - 1]
-                part = None if data is None else data[low - offset : high - offset]
-                run = (low, part, ends[start:stop], times[start:stop])
-            out.append((run[3][-1], state, direction, run))
-        else:
-            out.append(step)
-        begin = index
-    return out
