@@ -1,7 +1,8 @@
 """Captures to measure with: `python -m bench.captures KIND FILE`, the same for the same seed.
 
 chat: many connections with short messages both ways. bulk: a few that carry much. mix: a tenth of
-chat on port 1863, as much on other ports, the rest bulk. switchboards: chat that is MSNP.
+chat on port 1863, as much on other ports, the rest bulk. switchboards: chat that is MSNP. open:
+short connections, all open at once, each of whose ends says 2 KiB; 65,500 of them are 389 MB.
 """
 
 import argparse
@@ -33,6 +34,7 @@ CHAT_MESSAGES = 137  # of a connection, on average
 BULK_FLOWS = 50
 CONCURRENT = 1000
 BLOCK = 1 << 16  # a write of a bulk sender
+OPEN_BYTES, OPEN_MESSAGE = 2048, 512  # of each end; of each of its messages
 _POOL = 1 << 23
 _HEADERS = 16 + 66  # of a record of a pcap file
 _CONTROLS = 6 * _HEADERS + 16  # handshake and farewell
@@ -99,11 +101,26 @@ def sessions(size: int, concurrent: int | None, random: np.random.Generator) -> 
     )
 
 
+def at_once(size: int, concurrent: int | None, random: np.random.Generator) -> Capture:
+    del concurrent  # that is what it is for
+    content = _pool(random)
+    turns = 2 * OPEN_BYTES // OPEN_MESSAGE
+    flows = max(1, round(size / (turns * (2 * _HEADERS + OPEN_MESSAGE) + _CONTROLS)))
+    flow = np.repeat(np.arange(flows), turns)
+    direction = np.arange(len(flow)) & 1
+    length = np.full(len(flow), OPEN_MESSAGE)
+    position = _positions(flow, direction, length, content, random)
+    messages = Messages(flow, direction, length, position)
+    ends = _ends(np.arange(flows), max(1, flows // _HOST_FLOWS), 1863, _SERVERS)
+    return Capture([Population(messages, _timing(flows, None, random), ends)], content)
+
+
 KINDS: dict[str, Callable[[int, int | None, np.random.Generator], Capture]] = {
     "chat": chat,
     "bulk": bulk,
     "mix": mix,
     "switchboards": sessions,
+    "open": at_once,
 }
 
 

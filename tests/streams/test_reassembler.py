@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from streams.reference import Reference
 from streamtap.model import Chunk, Direction, Gap, Limit, Overlap, Segment, StreamItem
 from streamtap.streams import Pool, Reassembler
-from streamtap.streams.reassembler import HOLD_OWN, PIECE_COST, RANGES, REMEMBERED, WINDOW
+from streamtap.streams.reassembler import (
+    HOLD_OWN,
+    HOLD_OWN_ALL,
+    PIECE_COST,
+    RANGES,
+    REMEMBERED,
+    REMEMBERED_ALL,
+    WINDOW,
+)
 
 FIRST = 2**32 - 60  # sequence number of the first byte: every longer stream wraps
 
@@ -385,6 +393,25 @@ def test_many_flows_with_holes_share_a_bound_and_each_has_a_little_of_its_own() 
     for flow in flows:
         flow.end(0)
     assert pool.held == 0
+
+
+def test_the_more_flows_there_are_the_less_each_remembers_and_has_of_its_own() -> None:
+    pool = Pool(limit=0)
+    count = 2 * REMEMBERED_ALL // REMEMBERED
+    flows = [Reassembler(FIRST, 0, pool) for _ in range(count)]
+    assert (pool.remembered, pool.own) == (REMEMBERED // 2, HOLD_OWN_ALL // count)
+    one, data = flows[0], b"\1" * 128 * 80
+    one.push(segment(0, data))
+    for at in range(0, len(data), 128):  # what is remembered, and what is not
+        one.push(segment(at, b"\0" * 128))
+    assert one.overlaps == REMEMBERED // 2 // 128
+    kept = PIECE_COST + 100
+    for number in range(1, 20):
+        one.push(segment(len(data) + 200 * number, bytes(100)))
+        assert one.held <= max(pool.own, kept)
+    for flow in flows:
+        flow.end(0)
+    assert (pool.remembered, pool.own) == (REMEMBERED, HOLD_OWN)
 
 
 def test_a_segment_larger_than_the_limit_is_given_not_held() -> None:

@@ -1,13 +1,11 @@
 """The parser for what no parser knows: how many bytes, which way, and nothing else."""
 
-from collections import deque
 from collections.abc import Iterator
 from typing import ClassVar
 
 from streamtap.events import Event
 from streamtap.model import Direction
 from streamtap.protocols._base import Limits, Verdict
-from streamtap.protocols._buffer import drain
 
 
 class OpaqueData(Event, frozen=True, kw_only=True, tag="opaque.data"):
@@ -22,9 +20,12 @@ class OpaqueParser:
     name: ClassVar[str] = "opaque"
     events: ClassVar[tuple[type[Event], ...]] = (OpaqueData,)
 
+    __slots__ = ("_offsets", "_ready")
+
     def __init__(self, *, limits: Limits, midstream: bool) -> None:
         self._offsets = [0, 0]
-        self._ready: tuple[deque[Event], deque[Event]] = (deque(), deque())
+        # Lists, not deques: there may be very many of these, and little in any.
+        self._ready: tuple[list[Event], list[Event]] = ([], [])
 
     @classmethod
     def probe(cls, to_server: bytes, to_client: bytes) -> Verdict:
@@ -38,15 +39,20 @@ class OpaqueParser:
         ready = self._ready[direction]
         if length:
             ready.append(OpaqueData(offset=offset, length=length))
-        return drain(ready)
+        return _drain(ready)
 
     def gap(self, direction: Direction, length: int) -> Iterator[Event]:
         self._offsets[direction] += length
-        return drain(self._ready[direction])
+        return _drain(self._ready[direction])
 
     def end(self, direction: Direction) -> Iterator[Event]:
-        return drain(self._ready[direction])
+        return _drain(self._ready[direction])
 
     @property
     def held(self) -> int:
         return 0
+
+
+def _drain(ready: list[Event]) -> Iterator[Event]:
+    while ready:
+        yield ready.pop(0)

@@ -26,9 +26,11 @@ from streamtap.streams.seqnum import SPACE, advance, unwrap
 HOLD = 8 << 20
 HOLD_ALL = 64 << 20  # the same for all flows together
 HOLD_OWN = 64 << 10  # what a direction may hold whatever the others do: a window without scaling
+HOLD_OWN_ALL = 32 << 20  # the same for all: where there are many, each has an equal part of it
 WINDOW = 1 << 30  # no TCP window is larger (RFC 7323 §2.3): farther data is not of this stream
 PIECE_COST = 256  # what a held piece costs beside its bytes: a tuple, two integers, a header
 REMEMBERED = 2048  # bytes given last, kept to compare retransmissions: a full Ethernet segment
+REMEMBERED_ALL = 32 << 20  # the same for all: 8,192 flows remember so much, 65,536 an eighth
 RANGES = 16  # missing ranges that are listed; all are counted
 
 _Piece = tuple[int, int, bytes | None]  # start, end, bytes, or None for a counted range
@@ -36,13 +38,25 @@ _start = itemgetter(0)
 
 
 class Pool:
-    """What the reassemblers of all flows hold together: `held` of at most about `limit` bytes."""
+    """What the reassemblers of all flows hold together: `held` of at most about `limit` bytes.
 
-    __slots__ = ("held", "limit")
+    own: what each may hold whatever the others do. remembered: what each remembers.
+    """
+
+    __slots__ = ("_sharers", "held", "limit", "own", "remembered")
 
     def __init__(self, limit: int = HOLD_ALL) -> None:
         self.held = 0
         self.limit = limit
+        self._sharers = 0
+        self.share(0)
+
+    def share(self, more: int) -> None:
+        """So many more share it, or fewer."""
+        self._sharers += more
+        sharers = max(1, self._sharers)
+        self.own = min(HOLD_OWN, HOLD_OWN_ALL // sharers)
+        self.remembered = min(REMEMBERED, REMEMBERED_ALL // sharers)
 
 
 class Reassembler:
@@ -102,6 +116,7 @@ class Reassembler:
         self._begin = offset
         self._limit = limit
         self._pool = Pool() if pool is None else pool
+        self._pool.share(1)
         self._sequence = sequence  # of the byte at `offset`
         self._origin = 0 if sequence is None else advance(sequence, -offset)
         self._acked = offset  # everything below it has reached the peer
@@ -168,7 +183,8 @@ class Reassembler:
         lost: int | None = None,
         fin: int | None = None,
     ) -> Sequence[StreamItem]:
-        """Everything that is left; the holes in it, and the bytes that never came, are gaps.
+        """Everything that is left; the holes in it, and the bytes that never came, are gaps. To be
+        asked for once.
 
         lost: the final count of segments that the source could not keep, if it is known.
         total: the kernel's count of the bytes of this direction, from the first byte of the
@@ -193,6 +209,7 @@ class Reassembler:
             self._give(start, end, data, (end,), (time_ns,), out)
         self._held.clear()
         self._hold(-self.held)
+        self._pool.share(-1)
         # Without a total, the last number acknowledged may stand for the FIN, not for a byte.
         last = self._acked - 1 if total is None else total
         if last > self.offset:
@@ -320,7 +337,9 @@ class Reassembler:
     def _is_full(self, cost: int) -> bool:
         """There is no room for a piece that costs so much."""
         held = self.held + cost
-        return held > self._limit or (held > HOLD_OWN and self._pool.held + cost > self._pool.limit)
+        return held > self._limit or (
+            held > self._pool.own and self._pool.held + cost > self._pool.limit
+        )
 
     def _hold(self, cost: int) -> None:
         self.held += cost
@@ -357,19 +376,20 @@ class Reassembler:
         self._move_to(end)
 
     def _remember(self, data: bytes | memoryview) -> None:
-        if len(data) >= REMEMBERED:
+        most = self._pool.remembered
+        if len(data) >= most:
             # Of bytes that are not much more, no copy is made.
-            if type(data) is bytes and len(data) <= 4 * REMEMBERED:
+            if type(data) is bytes and len(data) <= 4 * most:
                 self._recent = data
             else:
-                self._recent = bytes(data[-REMEMBERED:])
+                self._recent = bytes(data[-most:])
             return
         recent = self._recent
         if not isinstance(recent, bytearray):
-            recent = self._recent = bytearray(recent[-REMEMBERED:])
+            recent = self._recent = bytearray(recent[-most:])
         recent += data
-        if len(recent) > 2 * REMEMBERED:  # rarely: the cut costs more than the copy
-            del recent[:-REMEMBERED]
+        if len(recent) > 2 * most:  # rarely: the cut costs more than the copy
+            del recent[:-most]
 
     def _give_up(self, end: int, cause: str, time_ns: int, out: list[StreamItem]) -> None:
         """The bytes up to `end` will not come."""
