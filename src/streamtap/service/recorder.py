@@ -209,7 +209,8 @@ class Session:
             self._skipping = True
             self._cut += 1
         if whole:
-            lines = _without_empty(data[:whole])
+            lines, cut = whole_lines(data[:whole])
+            self._cut += cut
             self._lines += lines.count(b"\n")
             for recording in list(self._recordings):
                 try:
@@ -236,11 +237,17 @@ class Session:
         self._tell(Answer(ended=self.counters))
 
 
-def _without_empty(lines: bytes) -> bytes:
-    """A parser that takes over begins with a line feed, for the line before may be cut."""
-    if b"\n\n" not in lines and lines[:1] != b"\n":
-        return lines
-    return b"".join(line for line in lines.splitlines(keepends=True) if line != b"\n")
+def whole_lines(lines: bytes) -> tuple[bytes, int]:
+    """The same without those that were cut; how many those are.
+
+    A parser that takes over begins with a line feed, for the one before may have died in the middle
+    of a line: so there is an empty line, or one that does not end as JSON objects do.
+    """
+    if lines.count(b"}\n") == lines.count(b"\n"):
+        return lines, 0
+    every = lines.splitlines(keepends=True)
+    good = [line for line in every if line.endswith(b"}\n")]
+    return b"".join(good), len(every) - len(good) - every.count(b"\n")
 
 
 # --- the process ---------------------------------------------------------------------------------
