@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from streamtap import __version__
 from streamtap.capture.identity import host_key
@@ -66,6 +67,8 @@ from streamtap.trace.text import counted
 LAYERS = ("flow_established", "stream")
 TICK_S = 1.0
 WAIT_S = 10.0  # for a verb that holds the lock
+STREAM_BYTES = 1 << 20  # on the way to a recorder, of one session
+_SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 DESCRIPTORS = 65536  # a session takes three of a recorder
 FINISH_S = 10.0  # for what the rings hold at the end
 _log = logging.getLogger(__name__)
@@ -128,7 +131,8 @@ class Keeper:
             self._parser.start()
             self._begin()
             self._parser.begin()
-            ready(f"watching for {counted(len(self._registry.filters()), 'filter')}")
+            aside = "".join(f"; damaged state is kept in {at}" for at in self._registry.put_aside)
+            ready(f"watching for {counted(len(self._registry.filters()), 'filter')}{aside}")
             due = 0.0
             while not self._stop:
                 now = time.monotonic()
@@ -345,7 +349,10 @@ class Keeper:
     # --- sessions --------------------------------------------------------------------------------
 
     def _session_infos(self) -> list[SessionInfo]:
-        running = {one.name: self._sessions.info(one) for one in self._sessions}
+        unwritten = self._recorders.dropped
+        running = {
+            one.name: self._sessions.info(one, unwritten.get(one.name, 0)) for one in self._sessions
+        }
         stopped = [info for info in self._registry.sessions() if info.name not in running]
         return [*running.values(), *stopped]
 
@@ -364,7 +371,7 @@ class Keeper:
         return stored
 
     def _record(self, stored: Recorded, mask: int | None = None) -> None:
-        ours, theirs = socket.socketpair()
+        ours, theirs = _stream()
         session = self._sessions.add_recorded(stored, ours)
         session.mask = self._mask_of(stored.filters) if mask is None else mask
         try:
@@ -382,6 +389,7 @@ class Keeper:
         if session is not None:
             self._parser.detach(session)
             self._sessions.remove(session)
+        self._recorders.forget(name)
         return gone
 
     def _attach(self, peer: Peer, request: Attach, client: Connection) -> None:
@@ -419,7 +427,7 @@ class Keeper:
         session = self._sessions.get(name)
         if session is None or session.client is not None:
             return
-        ours, theirs = socket.socketpair()
+        ours, theirs = _stream()
         stored = next(one for one in self._registry.recorded if one.name == name)
         with theirs:
             self._parser.detach(session)
@@ -449,6 +457,15 @@ def run(paths: Paths, ready: Ready, *, force: bool = False) -> int:
     logging.basicConfig(format="streamtap: %(message)s", level=logging.INFO)
     _more_descriptors()
     return Keeper(paths, force=force).run(ready)
+
+
+def _stream() -> tuple[socket.socket, socket.socket]:
+    """For the lines of a recorded session. What is on the way outlives the parser, and a thousand
+    flows may end at once."""
+    ours, theirs = socket.socketpair()
+    with suppress(OSError):
+        ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, STREAM_BYTES)
+    return ours, theirs
 
 
 def _more_descriptors() -> None:

@@ -278,7 +278,8 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: recorded (stored, goes on after a restart) or live (as long as its connection).
     running: records come; a stored session does not run while the service is stopped.
-    records, dropped: since it began to run. pid: of a live session's client.
+    records: given since it began to run. dropped: that found no room, or could not be written, the
+    latter once for each output. pid: of a live session's client.
     error: why it does not record, "" where it does.
     """
 

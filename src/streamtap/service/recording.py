@@ -49,6 +49,7 @@ class Recorders:
         # Those that are to end: until when, by the monotonic clock.
         self._leaving: list[tuple[float, subprocess.Popen[bytes]]] = []
         self.dropped: dict[str, int] = {}
+        self._before: dict[str, int] = {}  # the same, of recorders that ended
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -66,6 +67,7 @@ class Recorders:
         order = Order(record=Record(stored.name, stored.outputs, stored.limit_bytes, stored.keep))
         recorder.order(order, stream)
         recorder.sessions.add(stored.name)
+        self._before[stored.name] = self.dropped.setdefault(stored.name, 0)
         self._watch(recorder)
 
     def _watch(self, recorder: "_Recorder") -> None:
@@ -107,8 +109,9 @@ class Recorders:
             self._report(said.session, f"{answer.failed.output}: {answer.failed.error}")
         elif answer.recovered is not None:
             self._report(said.session, "")
-        elif counters := answer.counters or answer.ended:
-            self.dropped[said.session] = counters.dropped + counters.cut + counters.damaged
+        elif (counters := answer.counters or answer.ended) and said.session in self._before:
+            now = counters.dropped + counters.cut + counters.damaged
+            self.dropped[said.session] = self._before[said.session] + now
         if answer.ended is not None:
             recorder.sessions.discard(said.session)
 
@@ -119,6 +122,11 @@ class Recorders:
         _log.error("recorder of %s ended: %s", recorder.user, recorder.process.returncode)
         for name in recorder.sessions:
             self.later(name)
+
+    def forget(self, name: str) -> None:
+        """The session is stopped for good."""
+        self.dropped.pop(name, None)
+        self._before.pop(name, None)
 
     def later(self, name: str) -> None:
         """`lost` is called with the session after a pause."""

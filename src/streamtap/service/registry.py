@@ -34,17 +34,20 @@ MAX_SESSIONS = 4000
 
 
 class Registry:
-    """adopted: pins of an earlier process were found. make_room: called now and then while
+    """adopted: pins of an earlier process were found. put_aside: where damaged state is kept, that
+    was begun anew. make_room: called now and then while
     processes are judged, for the control ring has not room for all of a machine."""
 
     def __init__(self, paths: Paths, *, force: bool = False) -> None:
         """Raises Busy, PermissionMissing, StreamtapError for damaged state."""
         paths.make()
         self.paths = paths
+        self.put_aside: list[Path] = []
         self._lock = _lock(paths.lock)
         try:
-            self._filters = load(paths.filters, Filters, force=force)
-            self._sessions = load(paths.sessions, Sessions, force=force)
+            kept = self.put_aside
+            self._filters = load(paths.filters, Filters, force=force, kept=kept)
+            self._sessions = load(paths.sessions, Sessions, force=force, kept=kept)
         except BaseException:
             self.close()
             raise

@@ -121,7 +121,8 @@ class SessionTable:
             self._free.append(session.slot)
             session.stream.close()
 
-    def info(self, session: Session) -> SessionInfo:
+    def info(self, session: Session, unwritten: int = 0) -> SessionInfo:
+        """unwritten: records that were given, and that its recorder could not write."""
         number, dropped = self._board.session(session.slot)
         return SessionInfo(
             name=session.name,
@@ -135,7 +136,7 @@ class SessionTable:
             filters=session.filters,
             outputs=session.outputs,
             records=number - dropped,
-            dropped=dropped,
+            dropped=dropped + unwritten,
             started_ns=session.started_ns,
             error=session.error,
         )

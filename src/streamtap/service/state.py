@@ -83,11 +83,11 @@ class Sessions(msgspec.Struct, frozen=True):
     sessions: tuple[Recorded, ...] = ()
 
 
-def load(path: Path, form: type[T], *, force: bool = False) -> T:
+def load(path: Path, form: type[T], *, force: bool = False, kept: list[Path] | None = None) -> T:
     """What a file holds; what `form` is by itself where there is no file.
 
     Raises StreamtapError where it is damaged, or of a later version. force: it is put aside, and
-        the state is begun anew.
+        the state is begun anew; where it is then is added to `kept`.
     """
     try:
         with path.open("rb") as file:
@@ -110,7 +110,10 @@ def load(path: Path, form: type[T], *, force: bool = False) -> T:
                 f"{path} is damaged: {error}",
                 "mend it, or put it aside and begin with none: streamtap start --force",
             ) from error
-        os.rename(path, aside(path))
+        new = aside(path)
+        os.rename(path, new)
+        if kept is not None:
+            kept.append(new)
         return form()
 
 
