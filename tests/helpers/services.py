@@ -22,10 +22,11 @@ sys.exit(run(Paths.of_environment(), lambda text: print("ready", flush=True)))
 
 
 class Service:
-    """Started when it is made, and ready when that returns."""
+    """Started when it is made, and ready when that returns. first: what its process does before."""
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: Paths, first: str = "") -> None:
         self.paths = paths
+        self._source = first + RUN
         paths.run.mkdir(parents=True, exist_ok=True)
         self._log = paths.run / "service.log"
         self._start()
@@ -33,7 +34,7 @@ class Service:
     def _start(self) -> None:
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", RUN],
+                [sys.executable, "-P", "-c", self._source],
                 env=environment_of(self.paths),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -286,7 +286,8 @@ class World:
             if record["number"] == 1:
                 lives.append([])
             lives[-1].append(record)
-        assert cut <= self.kills["recorder"], "lines are cut only where their writer died"
+        # A recorder leaves out what its parser cut, but where it looks as if it were whole.
+        assert cut <= self.kills["recorder"] + min(1, self.kills["parser"]), f"{cut} lines are cut"
         return lives
 
 
@@ -371,6 +372,8 @@ def _check_databases(folder: Path) -> None:
     for path in paths:
         with contextlib.closing(sqlite3.connect(path)) as database:
             assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            if path.stem != MAIN and not path.stat().st_size:
+                continue  # its recorder died when it had begun it
             count, highest = database.execute(
                 "SELECT count(*), max(number) FROM records"
             ).fetchone()
