@@ -329,6 +329,7 @@ def test_whatever_dies_at_any_moment_nothing_is_lost_that_is_not_stated(
         assert numbers == sorted(set(numbers)), "no number is given twice"
     closed = [one for life in lives for one in life if one["event"] == "flow.closed"]
     for one in closed:
+        assert None not in (one["missing"], one["sent_total"], one["received_total"]), one
         known = one["sent"] + one["received"] + one["missing"]
         known += one.get("sent_counted", 0) + one.get("received_counted", 0)
         assert known == one["sent_total"] + one["received_total"], one

@@ -439,7 +439,9 @@ class Keeper:
             except OSError as error:
                 self._recorders.later(name)
                 self._on_recorder(name, str(error))
+                return
             self._parser.attach(session)
+            self._on_recorder(name, "")
 
     def _on_recorder(self, name: str, error: str) -> None:
         """What a recorder says of a session that it cannot go on with."""

@@ -122,6 +122,7 @@ class Recorders:
         _log.error("recorder of %s ended: %s", recorder.user, recorder.process.returncode)
         for name in recorder.sessions:
             self.later(name)
+            self._report(name, "its recorder ended")
 
     def forget(self, name: str) -> None:
         """The session is stopped for good."""
