@@ -1,6 +1,7 @@
 """`python -m bench [NAME …] [--rounds N] [--quick]`: one line a measurement.
 
-Those of `live` need root; the others run in memory, `captures` with files in memory.
+Those of `live`, which `service` is one of, need root; the others run in memory, `captures` with
+files in memory.
 """
 
 import argparse
@@ -8,7 +9,7 @@ import os
 from collections.abc import Callable
 from multiprocessing import get_context
 
-from bench import hub, live, memory, msnp, offline
+from bench import hub, live, memory, msnp, offline, service
 from bench.rounds import Plan, line
 
 MEMORY: dict[str, Callable[[Plan], None]] = {
@@ -29,6 +30,7 @@ LIVE: dict[str, Callable[[Plan], None]] = {
     "delay": live.delay,
     "idle": live.idle,
     "start": live.start,
+    "service": service.service,
     "peers": live.compare,
 }
 
