@@ -351,8 +351,10 @@ def test_a_restart_loses_no_byte_of_what_is_said_meanwhile(
     first, last = [line for line in lines_of(recording) if line["event"] == "flow.closed"]
     assert (first["reason"], last["reason"]) == ("end", "fin")
     told = [line["sent"] + line.get("sent_counted", 0) for line in (first, last)]
-    assert sum(told) == last["sent_total"] == 1_000_000
-    assert last["missing"] == told[0], "what the first one saw"
+    assert last["sent_total"] == 1_000_000
+    # A range that the callouts were counting is told by both.
+    assert sum(told) >= 1_000_000
+    assert last["missing"] == 1_000_000 - told[1] <= told[0], "what the first one saw"
 
 
 def test_after_a_reboot_the_filters_are_in_force_again(

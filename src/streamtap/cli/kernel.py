@@ -69,6 +69,9 @@ def print_attached(found: Sequence[Holder]) -> None:
 
 
 def print_counters(counters: dict[str, int]) -> None:
+    """Nothing where they are of another version."""
+    if "segments" not in counters:
+        return
     from streamtap.trace.text import counted, size
 
     segments = counted(counters["segments"], "segment")
