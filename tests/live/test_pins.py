@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.commands import STREAMTAP
 from helpers.live import Puppet, eventually, join, leave, say, whole
 from helpers.places import environment_of, place
 from streamtap.capture.live import LiveSource
@@ -295,3 +296,19 @@ def test_killed_at_any_moment_the_state_is_whole_and_the_next_adopts_it(
             assert callouts._get("known") == stored.known
             assert set(Pins(paths.pins).links) == set(callouts.hooks)
             registry.delete([one.name for one in registry.filters()])
+
+
+def test_several_terminals_at_once_take_turns(paths: Paths) -> None:
+    words = [("addcallouts", "--comm", f"program-{number}") for number in range(5)]
+    started = [
+        subprocess.Popen(
+            [*STREAMTAP, *one],
+            env=environment_of(paths),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for one in words
+    ]
+    ended = [one.communicate(timeout=60)[1] for one in started]
+    assert [one.returncode for one in started] == [0] * 5, ended
+    assert len({one.bit for one in load(paths.filters, Filters).filters}) == 5
