@@ -301,7 +301,7 @@ def test_what_one_user_leaves_unread_is_bounded(serve: Callable[..., Served]) ->
 
 
 def test_who_asks_too_fast_waits_and_is_answered_in_the_end(serve: Callable[..., Served]) -> None:
-    served = serve(bounds=Bounds(rate=2, burst=3))
+    served = serve(bounds=Bounds(rate=2, burst=3, root_rate=2, root_burst=3))
     client = served.connect()
     client.sendall(b'{"id":1,"verb":"status"}\n' * 5)
     served.until(lambda: len(served.service.handled) == 3)
@@ -319,7 +319,7 @@ def test_who_asks_too_fast_waits_and_is_answered_in_the_end(serve: Callable[...,
 def test_who_asks_all_the_time_does_not_keep_the_others_from_being_heard(
     serve: Callable[..., Served],
 ) -> None:
-    served = serve(bounds=Bounds(rate=1, burst=1))
+    served = serve(bounds=Bounds(rate=1, burst=1, root_rate=1, root_burst=1))
     busy = [served.connect() for _ in range(4)]
     for client in busy:
         client.sendall(b'{"id":1,"verb":"status"}\n' * 20)
@@ -387,7 +387,16 @@ def test_descriptors_that_a_client_sends_are_not_taken(served: Served) -> None:
 def test_records_of_what_was_refused_are_bounded_and_the_rest_is_counted(
     serve: Callable[..., Served],
 ) -> None:
-    served = serve(bounds=Bounds(rate=1000, burst=1000, refused_rate=0.1, refused_burst=3))
+    served = serve(
+        bounds=Bounds(
+            rate=1000,
+            burst=1000,
+            root_rate=1000,
+            root_burst=1000,
+            refused_rate=0.1,
+            refused_burst=3,
+        )
+    )
     for _ in range(50):
         client = served.connect()
         client.sendall(b"garbage\n")

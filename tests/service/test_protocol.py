@@ -201,6 +201,7 @@ def test_the_limits_that_the_reference_tells_are_those_in_force() -> None:
         f"| connections of one user | {bounds.per_user}; of root {bounds.root} |",
         f"| connections of all users but root | {bounds.connections} |",
         f"| requests of one user | {bounds.rate:.0f} a second, {bounds.burst} at once |",
+        f"| requests of root | {bounds.root_rate:.0f} a second, {bounds.root_burst} at once |",
         f"| time without a whole request | {bounds.idle_s:.0f} s, ",
         f"| time in which a waiting reply is not read at all | {bounds.stall_s:.0f} s |",
         f"| replies that wait for one user | {bounds.pending >> 20} MiB |",

@@ -76,7 +76,7 @@ def monitor(arguments: Arguments) -> int:
 
 def _registered() -> "list[Scope]":
     """The scopes of the filters that persist, where no service watches them. Raises UsageError
-    where there are none."""
+    where there are none, PermissionMissing where they may not be read."""
     from streamtap.service.paths import Paths
     from streamtap.service.state import Filters, load
 

@@ -10,8 +10,8 @@ class Bounds:
     connections: of all users but root; per_user: of one user; root: of root, beside the others.
     idle_s: without a whole request. stall_s: in which a client reads nothing of what waits for it.
     pending: bytes that wait for the clients of one user. rate, burst: requests of one user, in a
-    second and at once; what is more waits. refused_rate, refused_burst: records of what was not
-    granted, likewise; what is more is counted.
+    second and at once; what is more waits. root_rate, root_burst: the same of root.
+    refused_rate, refused_burst: records of what was not granted, likewise; what is more is counted.
     """
 
     connections: int = 64
@@ -22,6 +22,8 @@ class Bounds:
     pending: int = 16 << 20
     rate: float = 20.0
     burst: int = 40
+    root_rate: float = 200.0
+    root_burst: int = 400
     refused_rate: float = 1.0
     refused_burst: int = 20
 

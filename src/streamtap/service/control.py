@@ -61,8 +61,11 @@ class _User:
     """What one user has used up. untold: requests not granted that no record tells of.
     waiting: connections whose requests wait for a token, who has waited longest first."""
 
-    def __init__(self, bounds: Bounds, now: float) -> None:
-        self.requests = Bucket(bounds.rate, bounds.burst, now)
+    def __init__(self, bounds: Bounds, now: float, *, root: bool) -> None:
+        rate, burst = bounds.rate, bounds.burst
+        if root:
+            rate, burst = bounds.root_rate, bounds.root_burst
+        self.requests = Bucket(rate, burst, now)
         self.refused = Bucket(bounds.refused_rate, bounds.refused_burst, now)
         self.connections: set[Connection] = set()
         self.waiting: dict[Connection, None] = {}
@@ -266,7 +269,7 @@ class ControlServer:
                     for number, one in self._users.items()
                     if one.connections or one.untold or not one.requests.is_full(now)
                 }
-            user = self._users[uid] = _User(self.bounds, now)
+            user = self._users[uid] = _User(self.bounds, now, root=uid == ROOT)
         return user
 
     # --- time --------------------------------------------------------------------------------
