@@ -2,7 +2,8 @@
 
 A body's tag is its `event` name in JSON; tags are forever. Fields without a default are always
 written; fields at their default are left out. Protocol parsers and patterns define their own
-bodies; those that any part of the pipeline may give are here.
+bodies; those that any part of the pipeline may give are here. As the nouns of `model`, they hold no
+cycles, and the collector need not know them.
 """
 
 from typing import ClassVar, Literal
@@ -21,7 +22,9 @@ PROVIDERS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Body(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
+class Body(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True, gc=False
+):
     """What a record says. `provider`, `flag` and `level` place it for trace sessions."""
 
     provider: ClassVar[str] = "notify"
@@ -244,7 +247,7 @@ class Stopped(Body, frozen=True, kw_only=True, tag="init.stopped"):
     drops: int
 
 
-class FlowInfo(msgspec.Struct, frozen=True):
+class FlowInfo(msgspec.Struct, frozen=True, gc=False):
     """What every record of a flow says of it; `peer` is the other end where it is in scope too.
 
     filters: mask of the filters that the flow is in, by their bits; never written.
@@ -259,7 +262,7 @@ class FlowInfo(msgspec.Struct, frozen=True):
     filters: int = 0
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The envelope: one body, when, and on which flow.
 
     number counts the records of one session from 1, so that a reader sees what it missed.

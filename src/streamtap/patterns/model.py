@@ -169,7 +169,7 @@ class Data(Pattern, frozen=True, kw_only=True, tag="data"):
         return self.flag if self.protocol == "opaque" else "client_server"
 
 
-class Meaning(msgspec.Struct, frozen=True):
+class Meaning(msgspec.Struct, frozen=True, gc=False):
     """A pattern, and where and when it was seen."""
 
     flow_id: int
