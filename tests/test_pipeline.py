@@ -231,7 +231,7 @@ def test_a_loss_is_a_gap_record_and_is_named_by_the_certificate() -> None:
     end = closing(records)
     assert (end.sent, end.missing, end.complete) == (7, 10, False)
     assert end.missing_ranges == (("sent", 4, 10),)
-    assert pipe.gaps == 1
+    assert pipe.hearing.gaps == 1
 
 
 def test_a_flow_joined_midstream_counts_from_its_true_beginning() -> None:

@@ -1,18 +1,15 @@
-"""The two passes in which a batch becomes records.
+"""The three passes in which a batch becomes records.
 
-A batch goes through in two passes. First every item meets its flow and its stream; what comes out
-is cut into runs (bytes that one end sent before the other spoke again) and put in the order of
-time over all flows. Then each run goes to its parser, its events to the patterns, and what is
-left after cleaning becomes a record.
+First every item meets its flow and its stream. Then each flow is heard by itself: its runs of
+bytes go to its parser and become words, each with its time. What all flows said is put in the order
+of time; then events go to the patterns, which know of all flows, and what is left after cleaning
+becomes a record.
 """
 
-import logging
 import os
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import attrgetter
-from traceback import extract_tb
 
 from msgspec.structs import replace
 
@@ -24,11 +21,9 @@ from streamtap.events import (
     FlowIdentified,
     FlowInfo,
     FlowOpened,
-    ParserFailed,
     Record,
     StreamGap,
     StreamLimit,
-    StreamOverlap,
 )
 from streamtap.model import (
     Chunk,
@@ -38,26 +33,33 @@ from streamtap.model import (
     Flow,
     Gap,
     Opened,
-    Overlap,
     Policy,
     Scoped,
     Segment,
     StreamItem,
 )
-from streamtap.patterns import INSIDE, Conversations, Meaning, clean
-from streamtap.patterns.bursts import PAUSE_NS
-from streamtap.pipeline.steps import Item, State, Step, is_plain, runs, time_of
+from streamtap.patterns import Conversations, Meaning, clean
+from streamtap.pipeline.hearing import Hearing, confidence, fail
+from streamtap.pipeline.steps import (
+    Break,
+    Note,
+    Shown,
+    State,
+    Step,
+    Word,
+    first_ns,
+    is_plain,
+    time_of,
+)
 from streamtap.pipeline.wanted import Places, Terms, Wanted
-from streamtap.protocols import Limits, Parser, by_name
+from streamtap.protocols import Limits, by_name
 from streamtap.protocols.opaque import OpaqueData
-from streamtap.speech import OPAQUE, Run, Speech
+from streamtap.speech import OPAQUE, Speech
 
 SetPolicy = Callable[[int, Policy], None]
 LIMIT_PAUSE_NS = 1_000_000_000  # between two records of flows that were refused
 
 _record_time = attrgetter("time_ns")
-_log = logging.getLogger(__name__)
-FULL = Content.FULL  # looking up an enum's member is slow
 
 
 class Pipeline:
@@ -71,7 +73,8 @@ class Pipeline:
         told twice, not once.
     set_policy: asked to copy less of a flow, where the source can do that.
     taps: are shown the flows' segments and bytes on the way.
-    gaps, bytes, records: totals for a summary; bytes are those delivered.
+    hearing: the second pass, which knows the totals of gaps and of bytes delivered.
+    records: how many there were.
     """
 
     def __init__(
@@ -94,10 +97,9 @@ class Pipeline:
         )
         self.table = self._demux.table
         self.conversations = Conversations(content)
-        self.gaps = 0
-        self.bytes = 0
         self.records = 0
         self._wanted = Wanted(places, content)
+        self.hearing = Hearing(self._wanted, self._copy)
         self._forced = by_name(protocol) if protocol else None
         self._both_ends = both_ends
         self._set_policy = set_policy
@@ -138,7 +140,7 @@ class Pipeline:
     def _plan(self, state: State, speech: Speech) -> None:
         speech.content = self._wanted.content_of(state.flow)
         if speech.is_plain and not speech.secondary:
-            self._stay_plain(state, speech)
+            self.hearing.stay_plain(state, speech)
 
     # --- the first pass: items to runs -----------------------------------------------------------
 
@@ -146,18 +148,16 @@ class Pipeline:
         """The records that a batch gives. Views in it are not kept beyond this call."""
         closed = self._demux.feed(items)
         flows, self._flows = self._flows, {}
-        steps: list[Step] = []
+        said: list[Word] = []
         for own in flows.values():
             if is_plain(own):
                 self._tell_turns(own)
                 continue
-            if not isinstance(own[0][3], Opened):
-                steps += runs(own)
-                continue
-            # What came with the handshake was seen before the opening was: that goes first.
-            rest = runs(own[1:])
-            begin_ns = min(own[0][0], *(step[0] for step in rest)) if rest else own[0][0]
-            steps += [(begin_ns, *own[0][1:]), *rest]
+            if isinstance(own[0][3], Opened) and len(own) > 1:
+                # What came with the handshake was seen before the opening was: that goes first.
+                begin_ns = min(own[0][0], *map(first_ns, own[1:]))
+                own[0] = (begin_ns, *own[0][1:])
+            self.hearing.hear(own, said)
         for item in closed:
             state = self.table.find(item.flow_id)
             if state is None:
@@ -165,10 +165,9 @@ class Pipeline:
                 continue
             # After all that the flow said, whatever the clocks of the two hooks say.
             last_ns = max((step[0] for step in flows.get(item.flow_id, ())), default=0)
-            steps.append((max(item.time_ns, last_ns), state, Direction.TO_SERVER, item))
-        steps.sort(key=time_of)
-        for time_ns, state, direction, run in steps:
-            self._take(state, direction, run, time_ns)
+            said.append((max(item.time_ns, last_ns), state, Direction.TO_SERVER, item))
+        said.sort(key=time_of)
+        self._tell_all(said)
         return self._flush()
 
     def give(self, state: State, direction: Direction, items: Sequence[StreamItem]) -> None:
@@ -188,7 +187,7 @@ class Pipeline:
         for item in given:
             if type(item) is Chunk:
                 if unheard:
-                    self.bytes += 0 if item.data is None else len(item.data)
+                    self.hearing.bytes += 0 if item.data is None else len(item.data)
                     continue
                 run = (item.offset, item.data, item.ends, item.times_ns)
                 steps.append((item.times_ns[-1], state, direction, run))
@@ -249,40 +248,46 @@ class Pipeline:
             state.policy = policy
             self._set_policy(state.flow.flow_id, policy)
 
-    # --- the second pass: runs to records --------------------------------------------------------
+    # --- the last pass: what was said to records -------------------------------------------------
 
-    def _take(
+    def _tell_all(self, said: Iterable[Word]) -> None:
+        for time_ns, state, direction, told in said:
+            speech = state.parser
+            assert speech is not None
+            try:
+                if isinstance(told, Event):
+                    self._tell(state, speech, direction, told, time_ns)
+                else:
+                    self._put_down(state, speech, direction, told, time_ns)
+            except Exception as error:  # no bytes may end a watch: it is ours to mend
+                self._break(state, speech, error, time_ns)
+
+    def _put_down(
         self,
         state: State,
+        speech: Speech,
         direction: Direction,
-        run: Item,
+        told: Shown | Note | Break | Opened | Closed | Scoped,
         time_ns: int,
     ) -> None:
-        speech = state.parser
-        assert speech is not None
-        try:
-            if isinstance(run, tuple):
-                self._hear(state, speech, direction, run, time_ns)
-            elif isinstance(run, Gap):
-                self.gaps += 1
-                gap = StreamGap(offset=run.offset, length=run.length, cause=run.cause)
-                self._emit(time_ns, gap, speech, speech.sides[direction])
-                self._hear(state, speech, direction, run, time_ns)
-            elif isinstance(run, Opened):
-                self.conversations.opened(state.flow)
-                self._emit(time_ns, FlowOpened(midstream=state.flow.midstream), speech)
-            elif isinstance(run, Closed):
-                self._close(state, speech, run)
-            elif isinstance(run, Scoped):
-                self._rescope(state, speech, run)
-            elif isinstance(run, Overlap):
-                overlap = StreamOverlap(offset=run.offset, length=run.length)
-                self._emit(time_ns, overlap, speech, speech.sides[direction])
-            else:
-                limit = StreamLimit(limit=run.limit, value=run.value, count=1)
-                self._emit(time_ns, limit, speech, speech.sides[direction])
-        except Exception as error:  # no bytes may end a watch: it is ours to mend
-            self._fail(state, speech, error, time_ns)
+        if isinstance(told, Shown):
+            self._tell(state, speech, direction, told.event, time_ns, told.data)
+        elif isinstance(told, Note):
+            side = speech.sides[direction] if told.sided else None
+            self._emit(time_ns, told.body, speech, side)
+        elif isinstance(told, Break):
+            self._give(self.conversations.gap(state.flow, direction, time_ns), state)
+        elif isinstance(told, Opened):
+            self._emit(time_ns, FlowOpened(midstream=state.flow.midstream), speech)
+        elif isinstance(told, Closed):
+            self._close(state, speech, told)
+        else:
+            self._rescope(state, speech, told)
+
+    def _break(self, state: State, speech: Speech, error: Exception, time_ns: int) -> None:
+        """What the parser of a flow gave could not be told: what is left of it is told plainly."""
+        speech.broken = True
+        self._emit(time_ns, fail(speech, error), speech)
 
     def _rescope(self, state: State, speech: Speech, scoped: Scoped) -> None:
         flow = state.flow
@@ -296,120 +301,6 @@ class Pipeline:
                 other.parser.info = _info(other)
         self._plan(state, speech)
 
-    def _hear(
-        self, state: State, speech: Speech, direction: Direction, run: Run, time_ns: int
-    ) -> None:
-        if isinstance(run, tuple) and run[1] is not None:
-            self.bytes += len(run[1])
-            if speech.fluent:
-                self._understand(state, speech, direction, run)
-                return
-        if speech.secondary:
-            return
-        if isinstance(run, Gap):
-            self._give(self.conversations.gap(state.flow, direction, time_ns), state)
-        if speech.looks:
-            self._look_again(state, speech, direction, run, time_ns)
-        if speech.name:
-            self._parse(state, speech, direction, run, time_ns)
-            return
-        final = speech.keep(direction, run)
-        self._identify(state, speech, time_ns, final=final)
-
-    def _identify(self, state: State, speech: Speech, time_ns: int, *, final: bool) -> None:
-        """Decide on the protocol by the first bytes; then give the parser what waited."""
-        parser = speech.identify(final=final)
-        if parser is None:
-            return
-        self._settle(state, speech, parser, _confidence(speech, parser.name), time_ns)
-
-    def _settle(
-        self, state: State, speech: Speech, parser: type[Parser], confidence: str, time_ns: int
-    ) -> None:
-        waiting = speech.settle(parser, midstream=state.flow.midstream)
-        self._emit(time_ns, FlowIdentified(protocol=parser.name, confidence=confidence), speech)
-        if speech.is_plain:
-            self._stay_plain(state, speech)
-        for direction, run in waiting:
-            when = run.time_ns if isinstance(run, Gap) else run[3][-1]
-            self._parse(state, speech, direction, run, when)
-
-    def _look_again(
-        self, state: State, speech: Speech, direction: Direction, run: Run, time_ns: int
-    ) -> None:
-        parser = speech.look_again(direction, run)
-        if parser is not None:
-            self._give(self.conversations.gap(state.flow, direction, time_ns), state)
-            self._settle(state, speech, parser, "content", time_ns)
-        elif not speech.looks:
-            self._stay_plain(state, speech)
-
-    def _stay_plain(self, state: State, speech: Speech) -> None:
-        """It is decided that no parser knows what the flow says."""
-        full = speech.content is FULL
-        speech.unheard = not self._wanted.plain
-        speech.plain = not (full or self._wanted.events)
-        self._copy(state, Policy.FULL if full else Policy.COUNT)
-
-    def _parse(
-        self, state: State, speech: Speech, direction: Direction, run: Run, time_ns: int
-    ) -> None:
-        parser = speech.parser
-        assert parser is not None
-        speech.offsets[direction] = run.offset + run.length if isinstance(run, Gap) else run[2][-1]
-        try:
-            if isinstance(run, Gap):
-                for event in parser.gap(direction, run.length):
-                    self._tell(state, speech, direction, event, time_ns, None)
-                return
-            if speech.name == OPAQUE:
-                self._tell_plain(state, speech, direction, run)
-                return
-            if run[1] is None:  # counted under a policy
-                for event in parser.gap(direction, run[2][-1] - run[0]):
-                    self._tell(state, speech, direction, event, run[3][-1], None)
-                return
-            self._understand(state, speech, direction, run)
-        except Exception as error:  # a parser must not raise: it is ours to mend, not the user's
-            self._fail(state, speech, error, time_ns)
-
-    def _understand(self, state: State, speech: Speech, direction: Direction, run: Run) -> None:
-        """Bytes to their parser; each event has the time of the segment that completed it."""
-        assert isinstance(run, tuple)
-        offset, data, ends, times = run
-        assert data is not None
-        assert speech.parser is not None
-        speech.offsets[direction] = ends[-1]
-        events = speech.parser.receive(direction, data)
-        shown = speech.content is FULL or speech.name in INSIDE
-        if len(ends) == 1 and not shown:
-            for event in events:
-                self._tell(state, speech, direction, event, times[0], None)
-            return
-        for event in events:
-            end = event.offset + event.length
-            when = times[min(bisect_left(ends, end), len(times) - 1)]
-            part = None
-            if shown:
-                part = data[max(0, event.offset - offset) : max(0, end - offset)]
-            self._tell(state, speech, direction, event, when, part)
-
-    def _tell_plain(self, state: State, speech: Speech, direction: Direction, run: Run) -> None:
-        """Plain send and receive: how much and when is all there is to know, whether the bytes
-        were copied or counted, so nothing is parsed."""
-        assert isinstance(run, tuple)
-        offset, data, ends, times = run
-        if times[-1] - times[0] < PAUSE_NS and not self._wanted.events:
-            ends, times = ends[-1:], times[-1:]  # no burst ends in between
-        begin = offset
-        for end, when in zip(ends, times, strict=True):
-            event = OpaqueData(offset=offset, length=end - offset)
-            part = None
-            if data is not None and speech.content is FULL:
-                part = data[offset - begin : end - begin]
-            self._tell(state, speech, direction, event, when, part)
-            offset = end
-
     def _tell_turns(self, steps: list[Step]) -> None:
         """The same for a batch of one flow in which both ends spoke: the shortest way, for in a
         chat every message is a turn. Records are put in order of time later."""
@@ -420,7 +311,7 @@ class Pipeline:
         for _, _, direction, run in steps:
             assert isinstance(run, tuple)
             offset, data, ends, times = run
-            self.bytes += 0 if data is None else len(data)
+            self.hearing.bytes += 0 if data is None else len(data)
             speech.offsets[direction] = ends[-1]
             arrivals += zip(times, repeat(direction), (offset, *ends), ends, strict=False)
         arrivals.sort(key=time_of)
@@ -431,15 +322,6 @@ class Pipeline:
             if meanings:
                 self._give(meanings, state)
 
-    def _fail(self, state: State, speech: Speech, error: Exception, time_ns: int) -> None:
-        # The places alone: what an exception says may quote what was said on the wire.
-        places = (f"{at.filename}:{at.lineno}" for at in extract_tb(error.__traceback__))
-        name = speech.name or "unknown"
-        _log.error("%s in protocol %s at %s", type(error).__name__, name, ", ".join(places))
-        failed = ParserFailed(protocol=speech.name, error=type(error).__name__)
-        self._emit(time_ns, failed, speech)
-        speech.give_up(by_name(OPAQUE))
-
     def _tell(
         self,
         state: State,
@@ -447,8 +329,12 @@ class Pipeline:
         direction: Direction,
         event: Event,
         time_ns: int,
-        data: bytes | memoryview | None,
+        data: bytes | memoryview | None = None,
     ) -> None:
+        if speech.broken:
+            if not event.length:
+                return
+            event = OpaqueData(offset=event.offset, length=event.length)
         if self._wanted.wants_type(event):
             self._emit(time_ns, event, speech, speech.sides[direction])
         meanings = self.conversations.interpret(
@@ -478,14 +364,18 @@ class Pipeline:
         left: dict[int, list[Step]] = {}
         for direction in Direction:
             self._collect(state, direction, ending.items[direction], left)
+        said: list[Word] = []
         for steps in left.values():
-            for time_ns, _, direction, run in steps:
-                self._take(state, direction, run, time_ns)
+            self.hearing.hear(steps, said)
+        if not speech.secondary:
+            self.hearing.end(state, speech, closed.time_ns, said)
+        self._tell_all(said)
         try:
             if not speech.secondary:
-                self._end(state, speech, closed)
-        except Exception as error:  # as in _take; the flow is closed all the same
-            self._fail(state, speech, error, closed.time_ns)
+                ended = self.conversations.closed(state.flow, closed.time_ns, closed.reason)
+                self._give(ended, state)
+        except Exception as error:  # as in _tell_all; the flow is closed all the same
+            self._break(state, speech, error, closed.time_ns)
         certificate = ending.certificate
         body = FlowClosed(
             reason=closed.reason,
@@ -501,15 +391,6 @@ class Pipeline:
             missing_ranges=certificate.missing_ranges,
         )
         self._emit(closed.time_ns, body, speech)
-
-    def _end(self, state: State, speech: Speech, closed: Closed) -> None:
-        if not speech.name:
-            self._identify(state, speech, closed.time_ns, final=True)
-        if speech.parser is not None:
-            for direction in Direction:
-                for event in speech.parser.end(direction):
-                    self._tell(state, speech, direction, event, closed.time_ns, None)
-        self._give(self.conversations.closed(state.flow, closed.time_ns, closed.reason), state)
 
     # --- time, and the way out -------------------------------------------------------------------
 
@@ -540,8 +421,8 @@ class Pipeline:
                 gap = StreamGap(offset=0, length=passed, cause="midstream")
                 self._put(now_ns, gap, speech, speech.sides[direction])
         if speech.name:
-            confidence = _confidence(speech, speech.name)
-            self._put(now_ns, FlowIdentified(protocol=speech.name, confidence=confidence), speech)
+            how = confidence(speech, speech.name)
+            self._put(now_ns, FlowIdentified(protocol=speech.name, confidence=how), speech)
 
     def note(self, time_ns: int, body: Body) -> list[Record]:
         """A record that is about no flow."""
@@ -599,10 +480,3 @@ def _info(state: State) -> FlowInfo:
         peer=state.peer,
         filters=flow.filters,
     )
-
-
-def _confidence(speech: Speech, protocol: str) -> str:
-    """How the protocol was decided."""
-    if speech.forced:
-        return "forced"
-    return "none" if protocol == OPAQUE else "content"

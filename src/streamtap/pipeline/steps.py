@@ -1,7 +1,12 @@
-"""What a batch says of one flow, step by step, and in which order it is told."""
+"""What a batch says of one flow, step by step, and in which order it is heard and told."""
 
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Iterator
 from operator import itemgetter
+from typing import NamedTuple
 
+from streamtap.events import Body, Event
 from streamtap.flows import FlowState
 from streamtap.model import Closed, Direction, Limit, Opened, Overlap, Scoped
 from streamtap.speech import Run, Speech
@@ -10,56 +15,87 @@ from streamtap.streams import Reassembler
 State = FlowState[Reassembler, Speech]
 Item = Run | Overlap | Limit | Opened | Closed | Scoped
 Step = tuple[int, State, Direction, Item]  # its time comes first
+
+
+class Shown(NamedTuple):
+    """An event with the bytes that it stands for."""
+
+    event: Event
+    data: bytes | memoryview
+
+
+class Note(NamedTuple):
+    """What is put down as it is. sided: it is about one direction."""
+
+    body: Body
+    sided: bool = False
+
+
+class Break(NamedTuple):
+    """Bytes of a direction are missing here: what was joined before them ends."""
+
+
+Told = Event | Shown | Note | Break | Opened | Closed | Scoped
+Word = tuple[int, State, Direction, Told]  # what is told of a flow, its time first
 time_of = itemgetter(0)
 
 
 def is_plain(steps: list[Step]) -> bool:
     """Whether bursts are all that is told of these steps of one flow, and both ends spoke."""
     speech = steps[0][1].parser
-    if speech is None or not speech.plain:
-        return False
-    first = steps[0][2]
-    return all(type(step[3]) is tuple for step in steps) and any(
-        step[2] is not first for step in steps
+    return (
+        speech is not None
+        and speech.plain
+        and all(type(step[3]) is tuple for step in steps)
+        and not is_one_sided(steps)
     )
 
 
-def runs(steps: list[Step]) -> list[Step]:
-    """The steps of one flow, its chunks cut where the other direction spoke in between. What need
-    not be cut is as it was: all steps are put in the order of time together."""
-    first = steps[0][2] if steps else None
-    if all(step[2] is first for step in steps):
-        return steps
-    for _, _, _, run in steps:
-        if isinstance(run, tuple) and len(run[3]) > 1:
-            break
-    else:
-        return steps
-    pieces: list[tuple[int, int, Step, int]] = []  # time, step's number, step, segment's number
-    for number, step in enumerate(steps):
+def is_one_sided(steps: list[Step]) -> bool:
+    """Whether only one of the directions speaks."""
+    first = steps[0][2]
+    return all(step[2] is first for step in steps)
+
+
+def first_ns(step: Step) -> int:
+    """When its first bytes came."""
+    run = step[3]
+    return run[3][0] if type(run) is tuple else step[0]
+
+
+class Turns(Iterator[Step]):
+    """The steps of one flow in the order in which its ends spoke, chunks cut where the other end
+    did in between. Cut as they are asked for: `rest` are those that are left, as they were."""
+
+    def __init__(self, steps: list[Step]) -> None:
+        self._left: tuple[deque[tuple[int, Step]], ...] = (deque(), deque())
+        for number, step in enumerate(steps):
+            self._left[step[2]].append((number, step))
+
+    def __next__(self) -> Step:
+        left = [side for side in self._left if side]
+        if not left:
+            raise StopIteration
+        keys = [(first_ns(side[0][1]), side[0][0]) for side in left]
+        turn = keys.index(min(keys))
+        number, step = left[turn].popleft()
         run = step[3]
-        if isinstance(run, tuple):
-            pieces += [(when, number, step, index) for index, when in enumerate(run[3])]
-        else:
-            pieces.append((step[0], number, step, 0))
-    pieces.sort(key=time_of)
-    out: list[Step] = []
-    begin = 0
-    for index in range(1, len(pieces) + 1):
-        if index < len(pieces) and pieces[index][1] == pieces[begin][1]:
-            continue
-        _, _, step, start = pieces[begin]
-        _, state, direction, run = step
-        if isinstance(run, tuple):
-            stop = pieces[index - 1][3] + 1
-            offset, data, ends, times = run
-            if start or stop < len(ends):
-                low = ends[start - 1] if start else offset
-                high = ends[stop - 1]
-                part = None if data is None else data[low - offset : high - offset]
-                run = (low, part, ends[start:stop], times[start:stop])
-            out.append((run[3][-1], state, direction, run))
-        else:
-            out.append(step)
-        begin = index
-    return out
+        if len(left) == 1 or type(run) is not tuple:
+            return step
+        until_ns, other = keys[1 - turn]
+        offset, data, ends, times = run
+        stop = (bisect_right if number < other else bisect_left)(times, until_ns)
+        if stop >= len(times):
+            return step
+        _, state, direction, _ = step
+        middle = ends[stop - 1]
+        head = tail = None
+        if data is not None:
+            head, tail = data[: middle - offset], data[middle - offset :]
+        rest = (middle, tail, ends[stop:], times[stop:])
+        left[turn].appendleft((number, (step[0], state, direction, rest)))
+        return times[stop - 1], state, direction, (offset, head, ends[:stop], times[:stop])
+
+    def rest(self) -> list[Step]:
+        """What has not been asked for, one direction behind the other."""
+        return [step for side in self._left for _, step in side]

@@ -41,9 +41,13 @@ class Parser(Protocol):
 
     However a stream is cut, the events are the same; those of a type marked `mergeable` are the
     same once adjacent ones are joined.
+
+    sides_apart: so they are however the directions interleave, once the protocol is decided: one
+    may be given far ahead of the other.
     """
 
     name: ClassVar[str]
+    sides_apart: ClassVar[bool]
     events: ClassVar[tuple[type[Event], ...]]
 
     @classmethod

@@ -18,6 +18,7 @@ class OpaqueParser:
     """Counts. A gap has no consequences here: nothing is held, nothing can be out of step."""
 
     name: ClassVar[str] = "opaque"
+    sides_apart: ClassVar[bool] = True
     events: ClassVar[tuple[type[Event], ...]] = (OpaqueData,)
 
     __slots__ = ("_offsets", "_ready")

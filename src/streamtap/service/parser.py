@@ -198,8 +198,8 @@ class Parser:
             flows_open=len(table),
             flows_opened=table.opened,
             records=pipeline.records,
-            bytes=pipeline.bytes,
-            gaps=pipeline.gaps,
+            bytes=pipeline.hearing.bytes,
+            gaps=pipeline.hearing.gaps,
             **self._losses(),
             beat_ns=time.monotonic_ns(),
         )
@@ -339,9 +339,9 @@ class Parser:
         pipeline = self._pipeline
         stopped = Stopped(
             flows=pipeline.table.opened,
-            bytes=pipeline.bytes,
+            bytes=pipeline.hearing.bytes,
             records=pipeline.records,
-            gaps=pipeline.gaps,
+            gaps=pipeline.hearing.gaps,
             drops=sum(self._losses().values()) + order.undecided,
         )
         self._tell(pipeline.note(time.time_ns(), stopped))

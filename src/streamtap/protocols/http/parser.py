@@ -36,6 +36,7 @@ class HttpParser:
     """One HTTP/1 connection. What a tunnel carries is not looked into."""
 
     name: ClassVar[str] = "http"
+    sides_apart: ClassVar[bool] = False
     events: ClassVar[tuple[type[Event], ...]] = (
         HttpRequest,
         HttpResponse,

@@ -67,6 +67,7 @@ class MsnpParser:
     """
 
     name: ClassVar[str] = "msnp"
+    sides_apart: ClassVar[bool] = True
     events: ClassVar[tuple[type[Event], ...]] = (
         MsnpCommand,
         MsnpPacket,
