@@ -32,6 +32,14 @@ HARMLESS = (
     b"MIME-Version: 1.0\r\nContent-Type: text/plain",
     b"MIME-Version: 1.0\r\nContent-Type: text/x-msmsgscontrol",
 )
+# The line of such a message, by direction: transaction and acknowledgement, or who sends it; the
+# length; and, not taken, how its payload begins. Most of what is said has this shape, and one match
+# costs a third of looking at the line word by word.
+_HARMLESS = rb"([1-9][0-9]{0,4})\r\n(?=%b)" % b"|".join(map(re.escape, HARMLESS))
+USUAL = (
+    re.compile(rb"MSG ([0-9]{1,10}) ([UNAD]) " + _HARMLESS),
+    re.compile(rb"MSG ([^ \r\n]+) ([^ \r\n]+) " + _HARMLESS),
+)
 MIDSTREAM = "joined in mid-stream"
 LOST = "bytes were lost"
 TRUNCATED = "rest of a payload of which bytes were lost"
@@ -40,6 +48,7 @@ NEWER = "MSNP22 or later"
 FAILED_LOCKS = 3
 LOCKED = 4  # commands in a row after which a lock has held
 
+TO_SERVER = Direction.TO_SERVER  # looking up an enum's member is slow
 CARRIERS = frozenset({"MSG", "SDG"})  # of peer-to-peer packets
 
 _UNKNOWN = re.compile(r"[A-Z]{3}\Z")
@@ -76,6 +85,7 @@ class CommandStream:
         "_state",
         "_surely",
         "_unknown",
+        "_usual",
         "_version",
     )
 
@@ -83,6 +93,7 @@ class CommandStream:
         self._direction = direction
         self._limits = limits
         self._forms = FORMS[direction]
+        self._usual = USUAL[direction].match
         self._secrets = ARGUMENTS[direction]
         self._surely = min(MESSAGE_PAYLOAD, limits.payload)  # no payload is too long before
         self._carried = Carried(direction)
@@ -245,7 +256,8 @@ class CommandStream:
 
     def _commands(self, data: bytes, events: list[Event]) -> int:
         """Appends the commands that are whole; returns the bytes taken. The hot loop."""
-        forms, secrets = self._forms, self._secrets
+        forms, secrets, usual = self._forms, self._secrets, self._usual
+        to_server = self._direction is TO_SERVER
         base = self._offset
         size = len(data)
         longest = self._limits.line
@@ -254,6 +266,35 @@ class CommandStream:
         self._need = 0
         self._pending = None
         while position < size:
+            message = usual(data, position)
+            if message is not None:
+                begin = message.end()
+                first, second, number = message.groups()
+                length = int(number)
+                stop = begin + length
+                if stop <= size and length <= self._surely and begin - position <= longest:
+                    if to_server:
+                        transaction, args = int(first), [second.decode()]
+                    else:
+                        transaction = None
+                        args = [
+                            first.decode("utf-8", "backslashreplace"),
+                            second.decode("utf-8", "backslashreplace"),
+                        ]
+                    self._unknown = 0
+                    events.append(
+                        MsnpCommand(
+                            offset=base + position,
+                            length=stop - position,
+                            verb="MSG",
+                            transaction=transaction,
+                            args=tuple(args),
+                            payload_length=length,
+                            payload=data[begin:stop],
+                        )
+                    )
+                    position = stop
+                    continue
             end = data.find(b"\n", position, position + longest)
             if end < 0:
                 if size - position >= longest:
