@@ -24,7 +24,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "trace": ({"model", "events", "errors"}, {"msgspec", "numpy"}),
     "speech": ({"model", "events", "protocols"}, set()),
     "demux": ({"model", "errors", "flows", "streams"}, set()),
-    "pipeline": ((PIPELINE - {"capture", "trace"}) | {"speech", "demux"}, {"msgspec"}),
+    "pipeline": ((PIPELINE - {"capture", "trace"}) | {"speech", "demux"}, {"msgspec", "numpy"}),
     "command": ({"errors"}, set()),
     "driver": ({"capture", "flows", "model"}, {"numpy"}),
     "holding": ({"capture", "command", "driver", "errors", "flows"}, set()),

@@ -228,7 +228,7 @@ def test_records_that_are_shown_can_be_read_back() -> None:
     for line in shown:
         record = decoder.decode(line.encode())
         assert f'"event":"{events.tag_of(record.body)}"' in line
-        assert f'"flag":"{record.body.placed_flag()}"' in line
+        assert f'"flag":"{record.body.place()[1]}"' in line
 
 
 # --- code -----------------------------------------------------------------------------------------

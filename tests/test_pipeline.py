@@ -75,7 +75,7 @@ class Talk:
 
 def tags(records: list[Record]) -> list[str]:
     """Events of the default selection: without those of the parsers."""
-    return [tag_of(record.body) for record in records if record.body.placed_flag() != "all_traffic"]
+    return [tag_of(record.body) for record in records if record.body.place()[1] != "all_traffic"]
 
 
 def bodies(records: list[Record], kind: type) -> list[object]:

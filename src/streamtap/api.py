@@ -30,7 +30,6 @@ from streamtap.events import (
     Started,
     Stopped,
     StreamGap,
-    place,
 )
 from streamtap.flows.scope import Scope, launch, resolve
 from streamtap.holding import Holder, Local
@@ -231,7 +230,7 @@ class Monitor(Iterator[Record]):
 
     def _take(self, records: list[Record]) -> None:
         for record in records:
-            if place(record.body) in self._places:
+            if record.body.place() in self._places:
                 self._run.records += 1
                 self._ready.append(msgspec.structs.replace(record, number=self._run.records))
 

@@ -12,6 +12,7 @@ import msgspec
 
 from streamtap.model import App, Content
 
+Place = tuple[str, str, str]  # provider, flag, level
 LEVELS = ("error", "warn", "info", "verbose")
 PROVIDERS: dict[str, tuple[str, ...]] = {
     "monitor": ("flow_established", "state_change", "layer_notify"),
@@ -30,16 +31,17 @@ class Body(
     provider: ClassVar[str] = "notify"
     flag: ClassVar[str] = "all_traffic"
     level: ClassVar[str] = "verbose"
+    home: ClassVar[Place]  # these three together, made once: each record is asked for them
 
-    def placed_flag(self) -> str:
-        """The flag of this very body: the class's, unless what it says decides (a pattern between
-        people is `peer_to_peer`, one with a service `client_server`)."""
-        return self.flag
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.home = (cls.provider, cls.flag, cls.level)
 
-
-def place(body: Body) -> tuple[str, str, str]:
-    """The provider, flag and level by which trace sessions choose."""
-    return body.provider, body.placed_flag(), body.level
+    def place(self) -> Place:
+        """The provider, flag and level by which trace sessions choose: the class's, unless what
+        the body says decides (a pattern between people is `peer_to_peer`, one with a service
+        `client_server`). One of a few tuples that a class has of its own."""
+        return self.home
 
 
 def tag_of(body: Body) -> str:

@@ -24,7 +24,7 @@ from streamtap.capture.stretches import Serial, StretchSource
 from streamtap.capture.workers import PAYS, Workers
 from streamtap.demux import Demux, Tap
 from streamtap.errors import CaptureFileError
-from streamtap.events import Record, Started, Stopped, place
+from streamtap.events import Record, Started, Stopped
 from streamtap.flows import FlowState
 from streamtap.model import Closed, Content, Direction, Flow, Opened, Scoped, StreamItem
 from streamtap.pipeline import Pipeline
@@ -202,7 +202,7 @@ class Capture(Iterator[Record]):
         try:
             for batch in reading.batches():
                 for record in batch:
-                    if place(record.body) in self._places:
+                    if record.body.place() in self._places:
                         reading.records += 1
                         yield replace(record, number=reading.records)
         finally:

@@ -23,8 +23,6 @@ class Speech:
     secondary: the other end of the connection tells the same, and is told in its stead.
     plain: bursts are all that is told of it: no parser knows it, and nobody wants every arrival.
     fluent: its protocol is understood, and what it says is told.
-    sides_apart: and its parser hears each direction for itself, as far ahead of the other as one
-        likes.
     broken: what its parser gave could not be told; it is told as plain bytes.
     content: the most that its records tell.
     unheard: nobody wants what it says: its bytes are counted and go no further.
@@ -49,7 +47,6 @@ class Speech:
         "plain",
         "secondary",
         "sides",
-        "sides_apart",
         "unheard",
     )
 
@@ -69,7 +66,6 @@ class Speech:
         self.content = content
         self.forced = forced
         self.fluent = False
-        self.sides_apart = False
         self.broken = False
         self.plain = False
         self.unheard = secondary
@@ -123,11 +119,15 @@ class Speech:
         midstream = midstream or any(isinstance(run, Gap) for _, run in waiting)
         self.name = parser.name
         self.fluent = parser.name != OPAQUE and not self.secondary
-        self.sides_apart = self.fluent and parser.sides_apart
         unknown = parser.name == OPAQUE and self.forced is None
         self.looks = SECOND_LOOKS if unknown and midstream else 0
         self._begin(parser, midstream)
         return waiting
+
+    @property
+    def sides_apart(self) -> bool:
+        """Its parser hears each direction for itself, as far ahead of the other as one likes."""
+        return self.fluent and self.parser is not None and self.parser.sides_apart
 
     @property
     def is_plain(self) -> bool:
@@ -138,7 +138,6 @@ class Speech:
         """Its parser broke: from now on it is told what passes, and nothing else."""
         self.name = opaque.name
         self.fluent = False
-        self.sides_apart = False
         self.looks = 0
         self._waiting = []
         self._begin(opaque, True)

@@ -125,7 +125,7 @@ def test_an_http_head_says_what_it_is_and_its_body_is_a_burst() -> None:
     ]
     told = [(data.summary, data.bytes) for data in found if isinstance(data, Data)]
     assert told == [("POST /a?b=c", 80), (None, 20), ("404 Not Found", 50)]
-    assert {data.placed_flag() for data in found} == {"client_server"}
+    assert {data.place()[1] for data in found} == {"client_server"}
 
 
 def test_a_burst_ends_where_the_clock_is_put_back() -> None:

@@ -384,7 +384,7 @@ def test_a_direct_connection_belongs_to_the_conversation_that_negotiated_it() ->
     ]
     progress = [(flow, body.action) for flow, body in told if isinstance(body, File)][-1]
     assert progress == ("DC", "progress")
-    assert {body.placed_flag() for flow, body in told if flow == "DC"} == {"peer_to_peer"}
+    assert {body.place()[1] for flow, body in told if flow == "DC"} == {"peer_to_peer"}
 
 
 def raw(side: str, data: bytes) -> str:

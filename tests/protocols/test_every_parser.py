@@ -1,7 +1,8 @@
 """What holds for every registered parser, whatever it is fed."""
 
 import random
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -67,6 +68,18 @@ def mutated(script: Script, draw: random.Random) -> list[Step]:
     return steps
 
 
+def begins_apart(parser: type[Parser], steps: Sequence[Step]) -> int:
+    """How many steps it takes until the parser says that its sides are apart."""
+    heard = parser(limits=Limits(), midstream=False)
+    for number, (direction, data) in enumerate(steps, 1):
+        deque(
+            heard.gap(direction, data) if isinstance(data, int) else heard.receive(direction, data)
+        )
+        if heard.sides_apart:
+            return number
+    return len(steps)
+
+
 @each_parser
 def test_a_parser_has_samples_and_names_its_events(name: str) -> None:
     parser = by_name(name)
@@ -123,6 +136,20 @@ def test_any_split_gives_the_same_events(
         assert_tiles(whole)
         assert_tiles(pieces)
         assert pieces.merged() == whole.merged()
+
+
+@each_sample
+@few
+@given(seed=st.integers(0, 2**32), first=st.sampled_from(Direction))
+def test_sides_that_are_apart_may_be_heard_one_after_the_other(
+    name: str, number: int, seed: int, first: Direction
+) -> None:
+    parser, script = sample(name, number)
+    draw = random.Random(seed)
+    for steps in (script, with_gaps(script, draw), mutated(script, draw)):
+        at = begins_apart(parser, steps)
+        apart = [*steps[:at], *sorted(steps[at:], key=lambda step: step[0] != first)]
+        assert run(parser, apart).merged() == run(parser, steps).merged()
 
 
 @each_sample

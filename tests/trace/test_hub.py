@@ -701,7 +701,7 @@ def test_any_order_gives_each_session_its_records_with_exact_holes(
     past: list[Record] = []
 
     def wants(selection: Selection, each: Record) -> bool:
-        return selection.wants(each.body.provider, each.body.placed_flag(), each.body.level)
+        return selection.wants(each.body.provider, each.body.place()[1], each.body.level)
 
     def end(name: str) -> None:
         reader, _, wanted = readers.pop(name)

@@ -23,7 +23,7 @@ from helpers.records import (
     opened,
     record,
 )
-from streamtap.events import LEVELS, PROVIDERS, Body, Event, FlowInfo, Record, place, tag_of
+from streamtap.events import LEVELS, PROVIDERS, Body, Event, FlowInfo, Place, Record, tag_of
 from streamtap.trace.jsonlines import ENVELOPE, JsonLines, RecordDecoder, decode, numbered
 from streamtap.trace.sink import Output
 
@@ -104,7 +104,7 @@ def test_every_record_has_its_place_and_its_keys_in_order() -> None:
         told = json.loads(line)
         assert [key for key in told if key in order] == [key for key in order if key in told]
         assert list(told)[:6] == order[:6]
-        assert (told["provider"], told["flag"], told["level"]) == place(each.body)
+        assert (told["provider"], told["flag"], told["level"]) == each.body.place()
         assert told["flag"] in PROVIDERS[told["provider"]]
         assert told["level"] in LEVELS
         assert told["event"] == tag_of(each.body)
@@ -126,10 +126,11 @@ def test_what_a_pattern_says_decides_its_flag(given: Body, flag: str) -> None:
 def test_one_kind_of_body_may_come_under_several_flags() -> None:
     class Either(Body, frozen=True, kw_only=True, tag="test.either"):
         flag: ClassVar[str] = "unknown"
+        between: ClassVar[Place] = ("notify", "peer_to_peer", "verbose")
         between_people: bool
 
-        def placed_flag(self) -> str:
-            return "peer_to_peer" if self.between_people else self.flag
+        def place(self) -> Place:
+            return self.between if self.between_people else self.home
 
     told = [
         json.loads(line)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from streamtap.events import Event
+from streamtap.events import Event, Place
 from streamtap.model import Direction
 
 CLIENT_SERVER: Literal["client-to-server"] = "client-to-server"
@@ -23,9 +23,14 @@ class Pattern(Event, frozen=True, kw_only=True):
     protocol: str
     pattern: Literal["client-to-server", "client-to-client"] = CLIENT_SERVER
     conversation: str | None = None
+    between: ClassVar[Place]  # people
 
-    def placed_flag(self) -> str:
-        return "peer_to_peer" if self.pattern == CLIENT_CLIENT else self.flag
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.between = (cls.provider, "peer_to_peer", cls.level)
+
+    def place(self) -> Place:
+        return self.between if self.pattern == CLIENT_CLIENT else self.home
 
 
 class Connect(Pattern, frozen=True, kw_only=True, tag="im.connect"):
@@ -158,15 +163,16 @@ class Data(Pattern, frozen=True, kw_only=True, tag="data"):
     """
 
     flag: ClassVar[str] = "unknown"
+    served: ClassVar[Place] = (Pattern.provider, "client_server", Pattern.level)
     bytes: int
     summary: str | None = None
     content: str | None = None
     content_base64: str | None = None
 
-    def placed_flag(self) -> str:
+    def place(self) -> Place:
         if self.pattern == CLIENT_CLIENT:
-            return "peer_to_peer"
-        return self.flag if self.protocol == "opaque" else "client_server"
+            return self.between
+        return self.home if self.protocol == "opaque" else self.served
 
 
 class Meaning(msgspec.Struct, frozen=True, gc=False):

@@ -48,6 +48,7 @@ from streamtap.pipeline.steps import (
     Step,
     Word,
     first_ns,
+    in_order,
     is_plain,
     time_of,
 )
@@ -166,8 +167,7 @@ class Pipeline:
             # After all that the flow said, whatever the clocks of the two hooks say.
             last_ns = max((step[0] for step in flows.get(item.flow_id, ())), default=0)
             said.append((max(item.time_ns, last_ns), state, Direction.TO_SERVER, item))
-        said.sort(key=time_of)
-        self._tell_all(said)
+        self._tell_all(in_order(said))
         return self._flush()
 
     def give(self, state: State, direction: Direction, items: Sequence[StreamItem]) -> None:
@@ -251,11 +251,17 @@ class Pipeline:
     # --- the last pass: what was said to records -------------------------------------------------
 
     def _tell_all(self, said: Iterable[Word]) -> None:
+        interpret, wants_type = self.conversations.interpret, self._wanted.wants_type
         for time_ns, state, direction, told in said:
             speech = state.parser
             assert speech is not None
             try:
-                if isinstance(told, Event):
+                if isinstance(told, Event) and not speech.broken and not wants_type(told):
+                    # Mostly; what `_tell` does, without the call.
+                    meanings = interpret(state.flow, speech.name, direction, time_ns, told)
+                    if meanings:
+                        self._give(meanings, state)
+                elif isinstance(told, Event):
                     self._tell(state, speech, direction, told, time_ns)
                 else:
                     self._put_down(state, speech, direction, told, time_ns)
@@ -344,19 +350,30 @@ class Pipeline:
             self._give(meanings, state)
 
     def _give(self, meanings: Sequence[Meaning], state: State | None = None) -> None:
+        places = self._wanted.places
         for meaning in meanings:
+            pattern = meaning.pattern
+            if places is not None and pattern.place() not in places:
+                continue
             of = state
             if of is None or of.flow.flow_id != meaning.flow_id:
                 of = self.table.find(meaning.flow_id)
             speech = of.parser if of is not None else None
             if speech is None:
-                self._emit(meaning.time_ns, meaning.pattern, content=self._wanted.least)
+                self._put(meaning.time_ns, pattern, content=self._wanted.least)
                 continue
-            side = speech.sides[meaning.direction]
             content = speech.content
             if of is not state and state is not None and state.parser is not None:
                 content = min(content, state.parser.content)  # it may tell what another flow said
-            self._emit(meaning.time_ns, meaning.pattern, speech, side, content)
+            self._out.append(
+                Record(
+                    time_ns=meaning.time_ns,
+                    body=clean(pattern, content, self._key),
+                    flow=speech.info,
+                    direction=speech.sides[meaning.direction],
+                    content=content,
+                )
+            )
 
     def _close(self, state: State, speech: Speech, closed: Closed) -> None:
         ending = self._demux.close(closed)

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from streamtap.events import Body, place
+from streamtap.events import Body, Place
 from streamtap.model import Content, Flow
 from streamtap.patterns import Data
 from streamtap.protocols.opaque import OpaqueData
 
-Places = frozenset[tuple[str, str, str]]
+Places = frozenset[Place]
 
 
 class Terms(NamedTuple):
@@ -34,11 +34,11 @@ class Wanted:
     def choose(self, places: Places | None) -> None:
         self.places = places
         self._types.clear()
-        self.events = places is None or _class_place(OpaqueData) in places
-        self.plain = self.events or _class_place(Data) in (places or ())
+        self.events = places is None or OpaqueData.home in places
+        self.plain = self.events or Data.home in (places or ())
 
     def wants(self, body: Body) -> bool:
-        return self.places is None or place(body) in self.places
+        return self.places is None or body.place() in self.places
 
     def wants_type(self, body: Body) -> bool:
         """The same for protocol events, whose place is that of their class."""
@@ -60,7 +60,3 @@ class Wanted:
         """What a record of any flow may tell."""
         given = (terms.content for terms in self.filters.values())
         return min((content for content in given if content is not None), default=self.content)
-
-
-def _class_place(kind: type[Body]) -> tuple[str, str, str]:
-    return kind.provider, kind.flag, kind.level

@@ -41,13 +41,9 @@ class Parser(Protocol):
 
     However a stream is cut, the events are the same; those of a type marked `mergeable` are the
     same once adjacent ones are joined.
-
-    sides_apart: so they are however the directions interleave, once the protocol is decided: one
-    may be given far ahead of the other.
     """
 
     name: ClassVar[str]
-    sides_apart: ClassVar[bool]
     events: ClassVar[tuple[type[Event], ...]]
 
     @classmethod
@@ -76,6 +72,12 @@ class Parser(Protocol):
 
     def end(self, direction: Direction) -> Iterator[Event]:
         """The direction has ended; what is still held is given or skipped."""
+        ...
+
+    @property
+    def sides_apart(self) -> bool:
+        """From now on the events of a direction are the same however the two interleave: one may
+        be given far ahead of the other."""
         ...
 
     @property

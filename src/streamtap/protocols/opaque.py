@@ -18,7 +18,6 @@ class OpaqueParser:
     """Counts. A gap has no consequences here: nothing is held, nothing can be out of step."""
 
     name: ClassVar[str] = "opaque"
-    sides_apart: ClassVar[bool] = True
     events: ClassVar[tuple[type[Event], ...]] = (OpaqueData,)
 
     __slots__ = ("_offsets", "_ready")
@@ -48,6 +47,10 @@ class OpaqueParser:
 
     def end(self, direction: Direction) -> Iterator[Event]:
         return _drain(self._ready[direction])
+
+    @property
+    def sides_apart(self) -> bool:
+        return True
 
     @property
     def held(self) -> int:

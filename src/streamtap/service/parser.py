@@ -32,7 +32,6 @@ from streamtap.events import (
     Started,
     StateChanged,
     Stopped,
-    place,
 )
 from streamtap.model import Content
 from streamtap.patterns import clean
@@ -296,7 +295,7 @@ class Parser:
             opening = [
                 record
                 for record in self._pipeline.standing(now_ns)
-                if place(record.body) in selection.places and _concerns(record, order.filters)
+                if record.body.place() in selection.places and _concerns(record, order.filters)
             ]
         self._hub.attach(
             order.session,

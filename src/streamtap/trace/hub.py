@@ -14,11 +14,11 @@ from types import MappingProxyType
 
 from msgspec.structs import replace
 
-from streamtap.events import Body, FlowInfo, Record, StreamLimit, place
+from streamtap.events import Body, FlowInfo, Place, Record, StreamLimit
 from streamtap.model import Content
 from streamtap.trace.jsonlines import LineEncoder
 from streamtap.trace.recall import KEEP_BYTES, KEEP_S, Kept, Recall
-from streamtap.trace.selection import Place, Selection, choose
+from streamtap.trace.selection import Selection, choose
 from streamtap.trace.subscriber import QUEUE_BYTES, Subscriber
 
 EVERY = -1  # a mask of filters: also flows that are in none
@@ -133,7 +133,7 @@ class Hub:
             remembered = [
                 (record, length)
                 for record, length in self._recall.since(last_ns)
-                if place(record.body) in selection.places and _is_in(record.flow, filters)
+                if record.body.place() in selection.places and _is_in(record.flow, filters)
             ]
             opening = (*opening, *self._missing(last_ns))
         first = [(each, len(self._encode(each, content))) for each in opening]
@@ -185,7 +185,7 @@ class Hub:
         before `flush`."""
         kept_places, at, encode = self._kept_places, self._at, self._encode_own
         for record in records:
-            where = place(record.body)
+            where = record.body.place()
             kept, audiences = where in kept_places, at.get(where)
             if not kept and audiences is None:
                 continue

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, cast
 
 import msgspec
 
-from streamtap.events import Body, FlowInfo, Record, place, tag_of
+from streamtap.events import Body, FlowInfo, Record, tag_of
 from streamtap.model import App
 from streamtap.trace.sink import Output
 
@@ -41,9 +41,9 @@ class LineEncoder:
 
     def __init__(self) -> None:
         self._encode = BodyEncoder().encode
-        # Body type and flag -> the envelope's part that they decide, and the length of the part
-        # of the encoded body that it replaces.
-        self._kinds: dict[tuple[type[Body], str], tuple[bytes, int]] = {}
+        # The place of a body, by identity, for each class has its own -> the envelope's part that
+        # they decide, and the length of the part of the encoded body that it replaces.
+        self._kinds: dict[int, tuple[bytes, int]] = {}
         # Keyed by identity, for hashing a FlowInfo costs more than all the rest; the value holds
         # the flow, so that its id is not given to another while it is here.
         self._flows: dict[int, tuple[FlowInfo, bytes]] = {}
@@ -51,7 +51,7 @@ class LineEncoder:
     def encode(self, record: Record, head: bytes = b"") -> bytes:
         """`head` and the rest of the record's line, with its line feed."""
         body = record.body
-        kind = self._kinds.get((type(body), body.placed_flag())) or self._new_kind(body)
+        kind = self._kinds.get(id(body.place())) or self._new_kind(body)
         flow = record.flow
         if flow is None:
             part = b""
@@ -71,11 +71,11 @@ class LineEncoder:
         )
 
     def _new_kind(self, body: Body) -> tuple[bytes, int]:
-        provider, flag, level = place(body)
+        provider, flag, level = body.place()
         tag = b'"event":' + msgspec.json.encode(tag_of(body))
         text = f'"provider":"{provider}","flag":"{flag}","level":"{level}",'.encode() + tag
         kind = (text, len(b"{" + tag))
-        self._kinds[type(body), flag] = kind
+        self._kinds[id(body.place())] = kind
         return kind
 
     def _new_flow(self, flow: FlowInfo) -> bytes:

@@ -14,9 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from streamtap.events import LEVELS, PROVIDERS
-
-Place = tuple[str, str, str]  # provider, flag, level, as `events.place` gives
+from streamtap.events import LEVELS, PROVIDERS, Place
 
 _ALL = ("all", "9")
 _ON_DEMAND = "all_traffic"

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from streamtap.events import Record, place
-from streamtap.trace.selection import Place, Selection
+from streamtap.events import Record
+from streamtap.trace.selection import Selection
 from streamtap.trace.sink import Sink
 
 Report = Callable[[Sink, OSError], None]
@@ -16,12 +16,11 @@ class Counters:
     """What became of the records of a session.
 
     records: taken and numbered. dropped: those that did not get here (`Session.miss`), and those
-    that a failed sink had not flushed. places: taken records by provider, flag and level.
+    that a failed sink had not flushed.
     """
 
     records: int = 0
     dropped: int = 0
-    places: dict[Place, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -68,17 +67,14 @@ class Session:
 
     def offer(self, record: Record) -> bool:
         """Takes the record if it is wanted; False if not, or if the session is over."""
-        where = place(record.body)
-        if where not in self._places or not self._outlets or self._left == 0:
+        if record.body.place() not in self._places or not self._outlets or self._left == 0:
             return False
         self._number += 1
         if self._keep_numbers and record.number > self._number:
             self._number = record.number
         if self._left is not None:
             self._left -= 1
-        counters = self.counters
-        counters.records += 1
-        counters.places[where] = counters.places.get(where, 0) + 1
+        self.counters.records += 1
         for outlet in self._outlets:
             try:
                 outlet.sink.write(self._number, record)

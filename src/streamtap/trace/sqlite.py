@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from streamtap.events import FlowClosed, FlowInfo, FlowOpened, Record, place, tag_of
+from streamtap.events import FlowClosed, FlowInfo, FlowOpened, Record, tag_of
 from streamtap.model import App
 from streamtap.trace import tables
 from streamtap.trace.jsonlines import BodyEncoder, clean_text, encode_any
@@ -119,7 +119,7 @@ class Sqlite:
                 talk.flows.add(name)
         self._rows.append(
             (
-                *(number, time_ns, *place(body), tag_of(body)),
+                *(number, time_ns, *body.place(), tag_of(body)),
                 *(name, record.direction, offset, length, conversation),
                 self._encode(body).decode(),
             )

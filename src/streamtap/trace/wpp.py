@@ -8,7 +8,7 @@ nanoseconds; provider and flag; the event in words; at the end the flow and its 
 always one line.
 """
 
-from streamtap.events import Record, place
+from streamtap.events import Record
 from streamtap.trace.sink import Output
 from streamtap.trace.text import Clock, ends, printable
 from streamtap.trace.words import tell
@@ -29,7 +29,7 @@ class Wpp:
         self._output.open()
 
     def write(self, number: int, record: Record) -> None:
-        provider, flag, _ = place(record.body)
+        provider, flag, _ = record.body.place()
         flow = record.flow
         pid = flow.app.pid if flow is not None and flow.app is not None else 0
         when = f"{self._clock.second(record.time_ns)}.{record.time_ns // 100 % 10_000_000:07}"

@@ -36,7 +36,6 @@ class HttpParser:
     """One HTTP/1 connection. What a tunnel carries is not looked into."""
 
     name: ClassVar[str] = "http"
-    sides_apart: ClassVar[bool] = False
     events: ClassVar[tuple[type[Event], ...]] = (
         HttpRequest,
         HttpResponse,
@@ -61,6 +60,10 @@ class HttpParser:
         if Verdict.YES in verdicts:
             return Verdict.YES
         return Verdict.MORE if Verdict.MORE in verdicts or not verdicts else Verdict.NO
+
+    @property
+    def sides_apart(self) -> bool:
+        return False  # what was asked tells whether the answer has a body
 
     @property
     def held(self) -> int:

@@ -67,7 +67,6 @@ class MsnpParser:
     """
 
     name: ClassVar[str] = "msnp"
-    sides_apart: ClassVar[bool] = True
     events: ClassVar[tuple[type[Event], ...]] = (
         MsnpCommand,
         MsnpPacket,
@@ -105,6 +104,10 @@ class MsnpParser:
         if Verdict.YES in (asked, answered):
             return Verdict.YES
         return Verdict.MORE if Verdict.MORE in (asked, answered) else Verdict.NO
+
+    @property
+    def sides_apart(self) -> bool:
+        return self._streams is not None  # which kind it is, either may tell
 
     @property
     def held(self) -> int:
