@@ -373,7 +373,8 @@ def _check_databases(folder: Path) -> None:
     for path in paths:
         with contextlib.closing(sqlite3.connect(path)) as database:
             assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-            if path.stem != MAIN and not path.stat().st_size:
+            made = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if path.stem != MAIN and not made:
                 continue  # its recorder died when it had begun it
             count, highest = database.execute(
                 "SELECT count(*), max(number) FROM records"
