@@ -18,7 +18,7 @@ from streamtap.reading import Reading, choose
 from streamtap.trace.text import counted, printable
 
 PROGRESS_S = 0.5
-GARBAGE_AFTER = 100_000  # objects: a stretch makes as many, and they hold no cycles
+GARBAGE_AFTER = 1_000_000  # objects: several stretches make as many, and they hold no cycles
 
 
 def read_captures(arguments: Arguments, stop: Stop) -> int:

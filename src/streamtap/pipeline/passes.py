@@ -251,13 +251,14 @@ class Pipeline:
     # --- the last pass: what was said to records -------------------------------------------------
 
     def _tell_all(self, said: Iterable[Word]) -> None:
-        interpret, wants_type = self.conversations.interpret, self._wanted.wants_type
+        interpret, wanted = self.conversations.interpret, self._wanted
         for time_ns, state, direction, told in said:
             speech = state.parser
             assert speech is not None
             try:
-                if isinstance(told, Event) and not speech.broken and not wants_type(told):
-                    # Mostly; what `_tell` does, without the call.
+                if type(told) in wanted.unwanted and not speech.broken:
+                    # Most events: what `_tell` does with them, without the call.
+                    assert isinstance(told, Event)
                     meanings = interpret(state.flow, speech.name, direction, time_ns, told)
                     if meanings:
                         self._give(meanings, state)

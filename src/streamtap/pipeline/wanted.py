@@ -22,18 +22,19 @@ class Terms(NamedTuple):
 class Wanted:
     """places: provider, flag and level of the records to be made; None for all.
     content: the most that any record tells. filters: what holds for the flows of some, by name.
+    unwanted: types of protocol events that are known not to be.
     events: what arrives of unknown protocols, piece by piece; plain: their bursts.
     """
 
     def __init__(self, places: Places | None, content: Content) -> None:
         self.content = content
         self.filters: Mapping[str, Terms] = {}
-        self._types: dict[type[Body], bool] = {}
+        self.unwanted: set[type[Body]] = set()
         self.choose(places)
 
     def choose(self, places: Places | None) -> None:
         self.places = places
-        self._types.clear()
+        self.unwanted = set()
         self.events = places is None or OpaqueData.home in places
         self.plain = self.events or Data.home in (places or ())
 
@@ -41,11 +42,11 @@ class Wanted:
         return self.places is None or body.place() in self.places
 
     def wants_type(self, body: Body) -> bool:
-        """The same for protocol events, whose place is that of their class."""
-        kind = type(body)
-        wanted = self._types.get(kind)
-        if wanted is None:
-            wanted = self._types[kind] = self.wants(body)
+        """The same for protocol events, whose place is that of their class; `unwanted` keeps what
+        is not."""
+        wanted = self.wants(body)
+        if not wanted:
+            self.unwanted.add(type(body))
         return wanted
 
     def terms_of(self, flow: Flow) -> Terms:
