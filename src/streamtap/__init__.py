@@ -81,7 +81,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'streamtap' has no attribute {name!r}")
     from streamtap import api
 
-    return getattr(api, name)
+    value = globals()[name] = getattr(api, name)
+    return value
 
 
 def __dir__() -> list[str]:

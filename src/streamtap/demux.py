@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from streamtap.flows import Ending, FlowState, FlowTable
-from streamtap.model import Closed, Direction, Flow, Opened, Scoped, Segment, StreamItem
+from streamtap.model import DIRECTIONS, Closed, Direction, Flow, Opened, Scoped, Segment, StreamItem
 from streamtap.streams import Pool, Reassembler
 
 OwnT = TypeVar("OwnT")
@@ -150,7 +150,7 @@ class Demux(Generic[OwnT]):
         self._unwanted.discard(closed.flow_id)
         ending = self.table.close(closed)
         if ending is not None and self.taps:
-            for direction in Direction:
+            for direction in DIRECTIONS:
                 self._show_items(ending.state, direction, ending.items[direction])
             for tap in self.taps:
                 tap.closed(ending.state.flow, closed)

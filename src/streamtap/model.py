@@ -19,7 +19,11 @@ class Direction(IntEnum):
 
     @property
     def opposite(self) -> "Direction":
-        return Direction.TO_CLIENT if self is Direction.TO_SERVER else Direction.TO_SERVER
+        return _OPPOSITE[self]
+
+
+DIRECTIONS = (Direction.TO_SERVER, Direction.TO_CLIENT)  # to walk an enum is slow
+_OPPOSITE = DIRECTIONS[::-1]
 
 
 class Role(StrEnum):

@@ -26,7 +26,7 @@ from streamtap.demux import Demux, Tap
 from streamtap.errors import CaptureFileError
 from streamtap.events import Record, Started, Stopped
 from streamtap.flows import FlowState
-from streamtap.model import Closed, Content, Direction, Flow, Opened, Scoped, StreamItem
+from streamtap.model import DIRECTIONS, Closed, Content, Direction, Flow, Opened, Scoped, StreamItem
 from streamtap.pipeline import Pipeline
 from streamtap.streams import Reassembler
 from streamtap.tally import COUNTED, Tally
@@ -265,8 +265,8 @@ class _Parts:
         direction: Direction,
         items: Sequence[StreamItem],
     ) -> None:
-        flow = state.flow
-        self.ready += [StreamPart(flow, direction, item) for item in items]
+        for item in items:
+            self.ready.append(StreamPart(state.flow, direction, item))
 
 
 def streams(
@@ -287,12 +287,13 @@ def streams(
     parts = _Parts()
     demux: Demux[None] = Demux(parts, max_flows=2 * MAX_FLOWS)
     try:
-        for items in chain(source, _last(source)):
+        for items in chain(source.pieces(), _last(source)):
             for closed in demux.feed(items):
                 ending = demux.close(closed)
                 if ending is not None:
-                    for direction in Direction:
-                        parts.give(ending.state, direction, ending.items[direction])
+                    for direction, left in zip(DIRECTIONS, ending.items, strict=True):
+                        if left:
+                            parts.give(ending.state, direction, left)
                     parts.ready.append(StreamPart(ending.state.flow, Direction.TO_SERVER, closed))
             ready, parts.ready = parts.ready, []
             yield from ready

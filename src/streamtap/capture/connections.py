@@ -5,117 +5,30 @@ Python sees a connection once for each batch that it speaks in, not once for eac
 that begin or end a connection go one by one.
 """
 
-import socket
 from collections import Counter, deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-
+from streamtap.capture.batch import Batch
+from streamtap.capture.connection import BEHIND, Connection, First
 from streamtap.capture.packets import ACK, FIN, RST, SYN
 from streamtap.capture.runs import Payload, Runs, Strands
-from streamtap.model import App, Closed, Direction, Endpoint, Flow, Opened, Role, Segment
+from streamtap.model import DIRECTIONS, App, Closed, Direction, Opened, Segment
 
 Item = Opened | Segment | Closed
 
 LINGER_NS = 2_000_000_000  # late packets of a connection that has ended may still come
 FORGOTTEN_NS = 120_000_000_000  # an ended connection is known so long: twice a usual TIME_WAIT
 ENDED = 32_768  # ended connections that are known
-BEHIND = 1 << 20  # how far before its first segment a stream joined midstream may begin
 MAX_FLOWS = 65_536
-# Servers' ports above 1023. Of two ends whose beginning was not seen, the one with such a port, or
-# one below 1024, is taken for the server; where both have one, or neither, the lower one.
-SERVER_PORTS = frozenset(
-    (
-        *(1863, 5050, 5190, 5222, 5223, 5269, *range(6660, 6670), 6697, 6891, 6901),
-        *(1080, 3128, 5060, 5061, 8000, 8008, 8080, 8081, 8443, 8888, 9050),
-        *(1433, 1521, 3306, 3389, 5432, 5900, 6379, 9092, 9200, 11211, 27017),
-    )
-)
+FEW = 64  # items given at a time: what is used at once is still in the processor's cache
 LATE = "packets that came after their connection had ended"
 UNANSWERED = "attempts to connect that came to nothing"
 FORGED = "resets from outside of the window"
 STRAY = "ends of connections that were not seen"
 _MASK = 0xFFFF_FFFF
 _HALF = 1 << 31
-_RECEIVED, _SENT = 1, 2  # `Strands.way`
 _TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 _Key = tuple[int, int]
-
-
-class Connection:
-    """A connection as the capture shows it. Lists are indexed by `Direction`.
-
-    client_high: its client is the higher of the two ends.
-    sequences: of the first byte, None where it is not known; next: of the byte expected next.
-    fins: of the byte behind the last one. acks: the last acknowledgement that each gave, or -1.
-    ragged: segments came out of order, so that acknowledgements alone may tell of a gap.
-    challenge: the number of a SYN that begins it anew, if the other end agrees; or -1.
-    told: its opening was. reason: how it ended, "" if it has not.
-    """
-
-    __slots__ = (
-        "acks",
-        "challenge",
-        "client_high",
-        "ended_ns",
-        "fins",
-        "flow_id",
-        "last_ns",
-        "midstream",
-        "next",
-        "opened_ns",
-        "ragged",
-        "reason",
-        "sequences",
-        "strand",
-        "told",
-    )
-
-    def __init__(self, flow_id: int, strand: "_Strand", *, client_high: bool, midstream: bool):
-        self.flow_id = flow_id
-        self.strand = strand  # whose first packet it was
-        self.client_high = client_high
-        self.midstream = midstream
-        self.opened_ns = self.last_ns = strand.time_ns
-        self.ended_ns = 0
-        self.sequences: list[int | None] = [None, None]
-        self.next = [-1, -1]
-        self.fins: list[int | None] = [None, None]
-        self.acks = [-1, -1]
-        self.challenge = -1
-        self.ragged = False
-        self.told = False
-        self.reason = ""
-
-
-class _Strand:
-    """What is needed of a strand to open a flow."""
-
-    __slots__ = ("app", "from_high", "header", "ports", "time_ns", "version", "way")
-
-    def __init__(self, batch: "_Batch", index: int, time_ns: int) -> None:
-        strands = batch.strands
-        self.from_high = bool(strands.from_high[index])
-        self.header = strands.header[index].tobytes()
-        self.version = int(strands.version[index])
-        self.ports = int(strands.source_port[index]), int(strands.destination_port[index])
-        process = int(strands.process[index])
-        self.app = batch.apps[process] if process else None
-        self.way = int(strands.way[index])
-        self.time_ns = time_ns
-
-    def ends(self) -> tuple[Endpoint, Endpoint]:
-        """Source and destination."""
-        if self.version == 4:
-            addresses = [
-                socket.inet_ntop(socket.AF_INET, self.header[at : at + 4]) for at in (12, 16)
-            ]
-        else:
-            addresses = [
-                socket.inet_ntop(socket.AF_INET6, self.header[at : at + 16]) for at in (8, 24)
-            ]
-        return Endpoint(addresses[0], self.ports[0]), Endpoint(addresses[1], self.ports[1])
 
 
 class Connections:
@@ -140,12 +53,13 @@ class Connections:
 
     def take(
         self, strands: Strands, runs: Runs, payload: Payload, apps: Sequence[App] = ()
-    ) -> list[Item]:
-        """What a batch tells, in order per flow; `settle` comes after it.
+    ) -> Iterator[list[Item]]:
+        """What a batch tells, in order per flow, a few connections at a time, each as a whole;
+        `settle` comes after the last.
 
         apps: of the batch's processes, of which the first stands for "not known".
         """
-        batch = _Batch(strands, runs, payload, apps)
+        batch = Batch(strands, runs, payload, apps)
         table = self._table
         items: list[Item] = []
         low, high, run = batch.low, batch.high, batch.run
@@ -160,9 +74,12 @@ class Connections:
                 self._step(key, batch, first, last, items)
             elif connection is not None:
                 self._note_acks(connection, batch, first, last)
+            if len(items) >= FEW:
+                yield items
+                items = []
+        yield items
         if low:
             self._now_ns = max(self._now_ns, batch.last_ns_of_all)
-        return items
 
     def settle(self) -> list[Item]:
         """Closings of what had ended before the batch did, once all of the batch was taken."""
@@ -189,63 +106,60 @@ class Connections:
 
     # --- a connection that is simply talking -----------------------------------------------------
 
-    def _say(self, connection: Connection, batch: "_Batch", strand: int, items: list[Item]) -> None:
+    def _say(self, connection: Connection, batch: Batch, strand: int, items: list[Item]) -> None:
         direction = _TO_SERVER if batch.from_high[strand] is connection.client_high else _TO_CLIENT
         begin, end = batch.run[strand], batch.run[strand + 1]
         ack = batch.strand_ack[strand]
         connection.last_ns = batch.last_ns[strand]
-        if begin == end:
-            if connection.ragged and ack >= 0:
-                items.append(
-                    _acknowledgement(connection.flow_id, direction, ack, connection.last_ns)
-                )
-        elif end - begin > 1 or batch.sequence[begin] != connection.next[direction]:
-            connection.ragged = True
-        for index in range(begin, end):
-            self._segment(connection, direction, batch, index, items)
         if ack >= 0:
             connection.acks[direction] = ack
+        for index in range(begin, end):
+            self._segment(connection, direction, batch, index, items)
+        if begin == end and connection.ragged and ack >= 0:
+            items.append(_acknowledgement(connection.flow_id, direction, ack, connection.last_ns))
 
     def _segment(
         self,
         connection: Connection,
         direction: Direction,
-        batch: "_Batch",
+        batch: Batch,
         index: int,
         items: list[Item],
     ) -> None:
-        start, stop = batch.piece[index], batch.piece[index + 1]
         low, high = batch.data[index], batch.data[index + 1]
-        sequence = batch.sequence[index]
-        time_ns = batch.run_last_ns[index]
-        ack = batch.ack[index]
-        # Where all has come in order, they tell the streams nothing until the end.
-        telling = self._acknowledgements or connection.ragged
-        acknowledged = ack if telling and ack >= 0 else None
+        sequence, time_ns = batch.sequence[index], batch.run_last_ns[index]
+        if sequence == connection.next[direction]:
+            connection.next[direction] = batch.following[index]
+        else:
+            connection.jump(direction, sequence, batch.following[index])
+        acknowledged = None
+        if (connection.ragged or self._acknowledgements) and (ack := batch.ack[index]) >= 0:
+            acknowledged = ack
+        if batch.whole[index]:  # most are
+            items.append(
+                Segment(connection.flow_id, direction, sequence, batch.payload[low:high], time_ns,
+                        (), (), 0, acknowledged)
+            )  # fmt: skip
+            return
         if high > low:
-            if stop - start < 2:
-                items.append(
-                    Segment(connection.flow_id, direction, sequence, batch.payload[low:high],
-                            time_ns, (), (), 0, acknowledged)
-                )  # fmt: skip
-            else:
-                items.append(
-                    Segment(connection.flow_id, direction, sequence, batch.payload[low:high],
-                            time_ns, batch.ends[start:stop], batch.times_ns[start:stop], 0,
-                            acknowledged)
-                )  # fmt: skip
-            sequence = sequence + high - low & _MASK
-        missing = batch.missing[index]
-        if missing:  # passed, and was not kept
+            start, stop = batch.piece[index], batch.piece[index + 1]
+            ends: Sequence[int] = ()
+            times_ns: Sequence[int] = ()
+            if stop - start > 1:
+                ends, times_ns = batch.ends[start:stop], batch.times_ns[start:stop]
+            items.append(
+                Segment(connection.flow_id, direction, sequence, batch.payload[low:high], time_ns,
+                        ends, times_ns, 0, acknowledged)
+            )  # fmt: skip
+        if missing := batch.missing[index]:  # passed, and was not kept
             self.missing += missing
+            sequence = sequence + high - low & _MASK
             items.append(
                 Segment(connection.flow_id, direction, sequence, b"", time_ns, (), (), missing,
                         acknowledged)
             )  # fmt: skip
-            sequence = sequence + missing & _MASK
-        connection.next[direction] = sequence
 
-    def _note_acks(self, connection: Connection, batch: "_Batch", first: int, last: int) -> None:
+    def _note_acks(self, connection: Connection, batch: Batch, first: int, last: int) -> None:
         for strand in range(first, last):
             if batch.strand_ack[strand] >= 0:
                 side = batch.from_high[strand] is not connection.client_high
@@ -254,18 +168,13 @@ class Connections:
 
     # --- a connection that begins or ends --------------------------------------------------------
 
-    def _step(self, key: _Key, batch: "_Batch", first: int, last: int, items: list[Item]) -> None:
+    def _step(self, key: _Key, batch: Batch, first: int, last: int, items: list[Item]) -> None:
         """The runs of one connection one by one, in the order of their packets."""
-        steps = [
-            (batch.packet[index], index, strand)
-            for strand in range(first, last)
-            for index in range(batch.run[strand], batch.run[strand + 1])
-        ]
-        steps.sort()
-        table, lengths, sequences = self._table, batch.length, batch.sequence
+        steps = sorted(range(batch.run[first], batch.run[last]), key=batch.packet.__getitem__)
+        table, flags_of, lengths = self._table, batch.flags, batch.length
         connection = table.get(key)
-        for number, (_, index, strand) in enumerate(steps):
-            flags, length = batch.flags[index], lengths[index]
+        for number, index in enumerate(steps):
+            flags, length = flags_of[index], lengths[index]
             if connection is None or (
                 (flags & SYN or connection.challenge >= 0)
                 and self._begins_anew(connection, batch, index)
@@ -275,21 +184,18 @@ class Connections:
                         connection.reason = "end"
                         connection.ended_ns = connection.last_ns
                     self._close(key, connection, items)
-                connection = self._meet(key, batch, index, strand)
+                connection = self._meet(key, batch, index)
                 if connection is None:
                     continue
                 table[key] = connection
-            direction = (
-                _TO_SERVER if batch.from_high[strand] is connection.client_high else _TO_CLIENT
-            )
+            from_high = batch.from_high[batch.strand[index]]
+            direction = _TO_SERVER if from_high is connection.client_high else _TO_CLIENT
             connection.last_ns = batch.run_last_ns[index]
             if flags & SYN and not self._greet(connection, direction, batch, index):
                 continue
             if not connection.told and (length or flags & FIN or flags & (SYN | ACK) == SYN | ACK):
                 self._tell(connection, batch, steps[number:], items)
             if length:
-                if sequences[index] != connection.next[direction] >= 0:
-                    connection.ragged = True
                 self._segment(connection, direction, batch, index, items)
             if batch.ack[index] >= 0:
                 connection.acks[direction] = batch.ack[index]
@@ -303,7 +209,7 @@ class Connections:
         key: _Key,
         connection: Connection,
         direction: Direction,
-        batch: "_Batch",
+        batch: Batch,
         index: int,
     ) -> None:
         """A FIN or RST: whether it ends the connection."""
@@ -327,7 +233,7 @@ class Connections:
             return True
         return expected < 0 or abs((sequence - expected + _HALF & _MASK) - _HALF) < BEHIND
 
-    def _begins_anew(self, connection: Connection, batch: "_Batch", index: int) -> bool:
+    def _begins_anew(self, connection: Connection, batch: Batch, index: int) -> bool:
         """The ends are used for another connection.
 
         A SYN alone does not say so while the connection lives: anybody can send one (RFC 5961
@@ -346,8 +252,9 @@ class Connections:
             return batch.ack[index] == connection.challenge
         return connection.challenge == sequence and batch.length[index] > 0
 
-    def _meet(self, key: _Key, batch: "_Batch", index: int, strand: int) -> Connection | None:
+    def _meet(self, key: _Key, batch: Batch, index: int) -> Connection | None:
         """The connection that a run begins; None if it tells of none."""
+        strand = batch.strand[index]
         flags, sequence = batch.flags[index], batch.sequence[index]
         length = batch.length[index]
         former = self._ended.get(key)
@@ -361,19 +268,17 @@ class Connections:
         if not length and not flags & SYN:
             self.passed[STRAY] += 1
             return None
-        first = _Strand(batch, strand, batch.run_first_ns[index])
+        first = First(batch, strand, batch.run_first_ns[index])
         self._flows += 1
         if flags & SYN:
             from_client = not flags & ACK
             client_high = first.from_high is from_client
             return Connection(self._flows, first, client_high=client_high, midstream=False)
-        source, destination = first.ports
-        from_client = (not _serves(destination), destination) <= (not _serves(source), source)
-        client_high = first.from_high is from_client
+        client_high = first.from_high is first.is_from_client()
         return Connection(self._flows, first, client_high=client_high, midstream=True)
 
     def _greet(
-        self, connection: Connection, direction: Direction, batch: "_Batch", index: int
+        self, connection: Connection, direction: Direction, batch: Batch, index: int
     ) -> bool:
         """A SYN: where a direction begins. False if it says nothing new."""
         flags, sequence = batch.flags[index], batch.sequence[index]
@@ -389,14 +294,14 @@ class Connections:
     def _tell(
         self,
         connection: Connection,
-        batch: "_Batch",
-        steps: Sequence[tuple[int, int, int]],
+        batch: Batch,
+        steps: Sequence[int],
         items: list[Item],
     ) -> None:
         """The opening. Where a direction's beginning was not seen, it begins with the earliest of
         what is there: its first segments may have been captured out of order."""
-        for _, index, strand in steps:
-            side = batch.from_high[strand] is not connection.client_high
+        for index in steps:
+            side = batch.from_high[batch.strand[index]] is not connection.client_high
             sequence = batch.sequence[index]
             known = connection.sequences[side]
             if batch.data[index + 1] == batch.data[index]:
@@ -406,26 +311,7 @@ class Connections:
             ):
                 connection.sequences[side] = sequence
         connection.told = True
-        items.append(self._opened(connection))
-
-    def _opened(self, connection: Connection) -> Opened:
-        first = connection.strand
-        source, destination = first.ends()
-        by_client = first.from_high is connection.client_high
-        client, server = (source, destination) if by_client else (destination, source)
-        # Where it is known whose the packet is, and which way it went, his end is the local one.
-        of_server = first.app is not None and first.way == (_RECEIVED if by_client else _SENT)
-        to_server, to_client = connection.sequences
-        flow = Flow(
-            connection.flow_id,
-            first.app,
-            server if of_server else client,
-            client if of_server else server,
-            Role.SERVER if of_server else Role.CLIENT,
-            connection.opened_ns,
-            connection.midstream,
-        )
-        return Opened(flow, (to_server, to_client))
+        items.append(connection.opened())
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -454,11 +340,20 @@ class Connections:
         flow_id, time_ns = connection.flow_id, connection.ended_ns
         items += [
             _acknowledgement(flow_id, direction, connection.acks[direction], time_ns)
-            for direction in Direction
-            if connection.acks[direction] >= 0
+            for direction in DIRECTIONS
+            if self._tells(connection, direction)
         ]
         to_server, to_client = connection.fins
         items.append(Closed(flow_id, time_ns, connection.reason, fins=(to_server, to_client)))
+
+    def _tells(self, connection: Connection, direction: Direction) -> bool:
+        """The last acknowledgement of a direction says more than that all came that was seen: the
+        other one's bytes to the last, and its FIN."""
+        ack = connection.acks[direction]
+        if ack < 0 or connection.ragged or self._acknowledgements:
+            return ack >= 0
+        expected = connection.next[direction.opposite]
+        return expected < 0 or ack - expected & _MASK > 1
 
     def _evict(self, items: list[Item]) -> None:
         """Too many: those that were silent longest are given up."""
@@ -470,54 +365,5 @@ class Connections:
             self._close(key, connection, items)
 
 
-class _Batch:
-    """The columns of a batch as lists, for Python to walk."""
-
-    def __init__(self, strands: Strands, runs: Runs, payload: Payload, apps: Sequence[App]) -> None:
-        self.strands = strands
-        self.apps = apps
-        self.payload = payload
-        self.low: list[int] = strands.low.tolist()
-        self.high: list[int] = strands.high.tolist()
-        self.from_high: list[bool] = strands.from_high.tolist()
-        self.run: list[int] = strands.run.tolist()
-        self.connections = _by_connection(strands)
-        self.strand_ack: list[int] = strands.acknowledgment.tolist()
-        self.last_ns: list[int] = strands.last_ns.tolist()
-        self.last_ns_of_all = int(strands.last_ns.max(initial=0))
-        # Beginnings and ends of connections before each strand.
-        controls: Any = np.concatenate(([0], np.cumsum(runs.flags != 0)))
-        self.controls: list[int] = controls[strands.run].tolist()
-        self.packet: list[int] = runs.packet.tolist()
-        self.sequence: list[int] = runs.sequence.tolist()
-        self.flags: list[int] = runs.flags.tolist()
-        self.ack: list[int] = runs.acknowledgment.tolist()
-        self.data: list[int] = runs.data.tolist()
-        self.missing: list[int] = runs.missing.tolist()
-        self.length: list[int] = (np.diff(runs.data) + runs.missing).tolist()
-        self.run_first_ns: list[int] = runs.first_ns.tolist()
-        self.run_last_ns: list[int] = runs.last_ns.tolist()
-        self.piece: list[int] = runs.piece.tolist()
-        self.ends: list[int] = runs.ends.tolist()
-        self.times_ns: list[int] = runs.times_ns.tolist()
-
-
-def _by_connection(strands: Strands) -> list[tuple[int, int]]:
-    """The first strand of each connection, and that behind its last, in the order in which they
-    first spoke: so that a flow has the same number whenever a capture is read."""
-    low, high = strands.low, strands.high
-    if not len(low):
-        return []
-    changes = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
-    first = np.flatnonzero(np.append(True, changes))
-    last = np.append(first[1:], len(low))
-    order = np.argsort(np.minimum.reduceat(strands.packet, first), kind="stable")
-    return list(zip(first[order].tolist(), last[order].tolist(), strict=True))
-
-
 def _acknowledgement(flow_id: int, direction: Direction, ack: int, time_ns: int) -> Segment:
     return Segment(flow_id, direction, 0, b"", time_ns, acknowledged=ack)
-
-
-def _serves(port: int) -> bool:
-    return port < 1024 or port in SERVER_PORTS

@@ -18,8 +18,8 @@ _RAW = 101  # LINKTYPE_RAW
 
 
 class OfflineSource:
-    """Reads captures. Iterating gives what each stretch tells, in order per flow; at the end, all
-    that is still open is closed.
+    """Reads captures. Iterating gives what each stretch tells, in order per flow; `finish` closes
+    what is open at the end.
 
     acknowledgements: every segment has its own. packets: how many were read.
     """
@@ -42,21 +42,36 @@ class OfflineSource:
 
     def __iter__(self) -> Iterator[list[Item]]:
         for found, payload in self._stretches:
-            self.packets += found.packets
-            items = self._take(found, payload)
+            yield [item for items in self._tell(found, payload) for item in items]
+
+    def pieces(self) -> Iterator[list[Item]]:
+        """The same in small pieces, which is faster for who looks at one flow at a time: what one
+        stretch tells of a connection is in one piece."""
+        for found, payload in self._stretches:
+            yield from self._tell(found, payload)
+
+    def _tell(self, found: Stretch, payload: Payload) -> Iterator[list[Item]]:
+        self.packets += found.packets
+        pieces = self._take(found, payload)
+        if found.fragments:
             # With the rest of the stretch: what an acknowledgement in it covers is no gap yet.
-            for fragment in found.fragments:
-                whole = self._fragments.add(*fragment)
-                if whole is not None:
-                    items += self._take(*self._decode(fragment.time_ns, whole))
-            yield items + self._connections.settle()
+            yield [item for items in (*pieces, *self._mended(found)) for item in items]
+        else:
+            yield from pieces
+        yield self._connections.settle()
+
+    def _mended(self, found: Stretch) -> Iterator[list[Item]]:
+        for fragment in found.fragments:
+            whole = self._fragments.add(*fragment)
+            if whole is not None:
+                yield from self._take(*self._decode(fragment.time_ns, whole))
 
     def finish(self) -> list[Item]:
         """Closings of the flows that are open still."""
         self._fragments.finish()
         return self._connections.finish()
 
-    def _take(self, found: Stretch, payload: Payload) -> list[Item]:
+    def _take(self, found: Stretch, payload: Payload) -> Iterator[list[Item]]:
         self._passed += found.passed
         apps = [
             App(one.path, one.pid, one.comm, one.uid or 0, one.cgroup, one.filter)

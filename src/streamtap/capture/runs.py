@@ -23,7 +23,7 @@ Payload = bytes | mmap.mmap  # of a batch: a slice of it is bytes
 
 _PIECES = 1024  # IOV_MAX: pieces at a call
 _NEAR = 1 << 20  # bytes: within so much, segments are put in order without a look at the stream
-_HEADER = np.dtype("V40")  # of IP, as long as it takes to read the addresses
+HEADER_BYTES = 40  # of IP, as long as it takes to read the addresses
 _MIX = np.uint64(0x9E37_79B9_7F4A_7C15)  # 2**64 / golden ratio (Knuth, TAOCP 3, §6.4)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -145,9 +145,10 @@ def find_runs(
     captured, sequence = segments.captured[said], segments.sequence[said]
     breaks = np.ones(len(says), bool)
     ahead = (sequence[1:] - sequence[:-1] - length[:-1].astype(np.uint32)).astype(np.int32)
-    breaks[1:] = (parts[1:] != parts[:-1]) | (ahead != 0) | (captured[:-1] < length[:-1])
+    other = parts[1:] != parts[:-1]
+    breaks[1:] = other | (ahead != 0) | (captured[:-1] < length[:-1])
     # What goes back stays alone: a keep-alive is known by its single byte.
-    breaks[2:] |= ahead[:-1] < 0
+    breaks[2:] |= (ahead[:-1] < 0) & ~other[:-1]
     starts = np.flatnonzero(breaks)
     stops = np.append(starts, len(says))[1:]
     payloads.gather(packets.data, segments.payload[said], captured)
@@ -265,13 +266,27 @@ def _by_strand(
 ) -> NDArray[np.int64]:
     """An order in which segments of one strand, and strands of one connection, stand together, and
     those of a strand as they came. Two stable sorts of 16 bits take a quarter of the time of one
-    of 64; where two connections share all of 31 bits, their strands are cut shorter."""
+    of 64; where two connections share all of 31 bits, their strands are cut shorter.
+
+    Connections stand in the order in which they first spoke. So a flow has the same number whenever
+    a capture is read, and who walks over them goes straight through memory."""
     mixed = (low * _MIX) ^ high
     mixed *= _MIX
     side = (mixed >> np.uint64(32)).astype(np.uint16) & np.uint16(0xFFFE) | from_high
     order = np.argsort(side, kind="stable")
     connection = (mixed >> np.uint64(48)).astype(np.uint16)[order]
-    return order[np.argsort(connection, kind="stable")]
+    order = order[np.argsort(connection, kind="stable")]
+    if not len(order):
+        return order
+    mixed = mixed[order]
+    first = np.flatnonzero(np.append(True, mixed[1:] != mixed[:-1]))
+    sizes = np.diff(np.append(first, len(order)))
+    spoken = np.argsort(np.minimum.reduceat(order, first))
+    sizes, first = sizes[spoken], first[spoken]
+    ends = np.cumsum(sizes)
+    places = np.arange(len(order)) + np.repeat(first - ends + sizes, sizes)
+    ordered: NDArray[np.int64] = order[places]
+    return ordered
 
 
 def _acknowledged(segments: Segments, order: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -284,5 +299,7 @@ def _or_zero(column: NDArray[Any] | None, at: NDArray[np.int64]) -> NDArray[np.i
 
 
 def _headers(data: NDArray[np.uint8], at: NDArray[np.int64]) -> NDArray[Any]:
-    rows: NDArray[Any] = np.ndarray((len(data) - 39,), _HEADER, data, strides=(1,))
+    rows: NDArray[Any] = np.ndarray(
+        (len(data) - HEADER_BYTES + 1,), f"V{HEADER_BYTES}", data, strides=(1,)
+    )
     return rows[at]

@@ -105,22 +105,27 @@ class FlowState(Generic[StreamT, ParserT]):
 
 
 class Ending(Generic[StreamT, ParserT]):
-    """A flow that was closed: its state, what was left of its streams, and the certificate.
+    """A flow that was closed: its state, what was left of its streams, and the certificate, which
+    is made when it is asked for.
 
     items: the last chunks and gaps, indexed by `Direction`.
     """
 
-    __slots__ = ("certificate", "items", "state")
+    __slots__ = ("_closed", "items", "state")
 
     def __init__(
         self,
         state: FlowState[StreamT, ParserT],
         items: tuple[Sequence[StreamItem], Sequence[StreamItem]],
-        certificate: Certificate,
+        closed: Closed,
     ) -> None:
         self.state = state
         self.items = items
-        self.certificate = certificate
+        self._closed = closed
+
+    @property
+    def certificate(self) -> Certificate:
+        return _certify(self.state, self._closed)
 
 
 class _Early:
@@ -191,9 +196,10 @@ class FlowTable(Generic[StreamT, ParserT]):
             self.refused += 1
             self.early_refused += len(early)
             return None
-        make = self._make_stream
-        to_server, to_client = zip(opened.sequences, opened.offsets, strict=True)
-        state: FlowState[StreamT, ParserT] = FlowState(opened, (make(*to_server), make(*to_client)))
+        make, sequences, offsets = self._make_stream, opened.sequences, opened.offsets
+        state: FlowState[StreamT, ParserT] = FlowState(
+            opened, (make(sequences[0], offsets[0]), make(sequences[1], offsets[1]))
+        )
         self._flows[flow.flow_id] = state
         self.opened += 1
         self._pair(state)
@@ -209,14 +215,15 @@ class FlowTable(Generic[StreamT, ParserT]):
         if state.paired is not None:
             state.paired.paired = None
             state.paired = None
-        self._forget_single(state)
+        if state.flow.app is not None:
+            self._forget_single(state)
         totals = closed.totals or (None, None)
         to_server, to_client = state.streams
         items = (
             to_server.end(closed.time_ns, totals[0], closed.lost[0], closed.fins[0]),
             to_client.end(closed.time_ns, totals[1], closed.lost[1], closed.fins[1]),
         )
-        return Ending(state, items, _certify(state, closed))
+        return Ending(state, items, closed)
 
     def early(self, segment: Segment) -> bool:
         """Keep a copy of a segment whose flow is not open, for its opening.

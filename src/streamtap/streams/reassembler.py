@@ -33,6 +33,7 @@ REMEMBERED = 2048  # bytes given last, kept to compare retransmissions: a full E
 REMEMBERED_ALL = 32 << 20  # the same for all: 8,192 flows remember so much, 65,536 an eighth
 RANGES = 16  # missing ranges that are listed; all are counted
 
+_MASK = SPACE - 1
 _Piece = tuple[int, int, bytes | None]  # start, end, bytes, or None for a counted range
 _start = itemgetter(0)
 
@@ -40,10 +41,10 @@ _start = itemgetter(0)
 class Pool:
     """What the reassemblers of all flows hold together: `held` of at most about `limit` bytes.
 
-    own: what each may hold whatever the others do. remembered: what each remembers.
+    remembered: what each remembers.
     """
 
-    __slots__ = ("_sharers", "held", "limit", "own", "remembered")
+    __slots__ = ("_sharers", "held", "limit", "remembered")
 
     def __init__(self, limit: int = HOLD_ALL) -> None:
         self.held = 0
@@ -54,9 +55,13 @@ class Pool:
     def share(self, more: int) -> None:
         """So many more share it, or fewer."""
         self._sharers += more
-        sharers = max(1, self._sharers)
-        self.own = min(HOLD_OWN, HOLD_OWN_ALL // sharers)
-        self.remembered = min(REMEMBERED, REMEMBERED_ALL // sharers)
+        remembered = REMEMBERED_ALL // (self._sharers or 1)
+        self.remembered = remembered if remembered < REMEMBERED else REMEMBERED
+
+    @property
+    def own(self) -> int:
+        """What each may hold whatever the others do."""
+        return min(HOLD_OWN, HOLD_OWN_ALL // max(1, self._sharers))
 
 
 class Reassembler:
@@ -135,22 +140,21 @@ class Reassembler:
 
         A chunk may share the segment's memory: it is valid as long as the segment's data is.
         """
-        data: bytes | memoryview | None = segment.data
-        length = segment.counted or len(segment.data)
+        data = segment.data
         if (
             segment.sequence != self._sequence
             or self._held
-            or not length
             or segment.lost != self._lost
+            or not data
         ):
             return self._push_unusual(segment)
-        start = self.offset
+        start, length = self.offset, len(data)
         self.offset = end = start + length
-        self._sequence = advance(segment.sequence, length)
-        if segment.counted or data is None:
-            self.counted += length
-            self._recent = b""
-            data = None
+        self._sequence = segment.sequence + length & _MASK
+        most = self._pool.remembered
+        # As in `_remember`, for the length that most have.
+        if type(data) is bytes and most <= length <= 4 * most:
+            self._recent = data
         else:
             self._remember(data)
         if segment.ends:
@@ -222,6 +226,13 @@ class Reassembler:
         length = segment.counted or len(segment.data)
         if not length:
             return ()
+        if (
+            segment.sequence == self._sequence
+            and not self._held
+            and segment.counted
+            and segment.lost == self._lost
+        ):
+            return self._count(segment)
         if self._sequence is None:
             self._sequence = segment.sequence
             self._origin = advance(segment.sequence, -self.offset)
@@ -243,6 +254,17 @@ class Reassembler:
         if lost and self.missing == missing:
             self._unexplained = True
         return out
+
+    def _count(self, segment: Segment) -> Sequence[StreamItem]:
+        """The bytes that come next were counted."""
+        start = self.offset
+        self.offset = end = start + segment.counted
+        self._sequence = advance(segment.sequence, segment.counted)
+        self.counted += segment.counted
+        self._recent = b""
+        if segment.ends:
+            return (Chunk(start, None, [start + at for at in segment.ends], segment.times_ns),)
+        return (Chunk(start, None, (end,), (segment.time_ns,)),)
 
     def _fresh(
         self, segment: Segment, start: int, end: int, out: list[StreamItem]
