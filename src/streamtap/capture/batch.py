@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from streamtap.capture.runs import HEADER_BYTES, Payload, Runs, Strands
+from streamtap.capture.payloads import Payload
+from streamtap.capture.runs import HEADER_BYTES, Runs, Strands
 from streamtap.model import App
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from streamtap.capture.batch import Batch
 from streamtap.capture.connection import BEHIND, Connection, First
 from streamtap.capture.packets import ACK, FIN, RST, SYN
-from streamtap.capture.runs import Payload, Runs, Strands
+from streamtap.capture.payloads import Payload
+from streamtap.capture.runs import Runs, Strands
 from streamtap.model import DIRECTIONS, App, Closed, Direction, Opened, Segment
 
 Item = Opened | Segment | Closed

@@ -9,7 +9,7 @@ from streamtap.capture.connections import MAX_FLOWS, Connections, Item
 from streamtap.capture.container import Packets
 from streamtap.capture.fragments import GIVEN_UP, Fragments
 from streamtap.capture.packets import SLACK, Chosen
-from streamtap.capture.runs import Payload
+from streamtap.capture.payloads import Payload
 from streamtap.capture.stretches import Mapped, Stretch, StretchSource, decode_stretch
 from streamtap.errors import CaptureFileError
 from streamtap.model import App

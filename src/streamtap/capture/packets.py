@@ -14,32 +14,11 @@ from numpy.typing import NDArray
 from streamtap.capture.container import Packets
 from streamtap.capture.peel import MALFORMED, Peeled, address_words, gather, peel
 
-SLACK = 128  # bytes behind the packets that may be looked at: headers are gathered in whole rows
+SLACK = 2048  # bytes behind the packets that may be looked at: what is gathered is in whole rows
 ETHERNET = 1
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 CONTROL = FIN | SYN | RST
 
-_PLAIN = np.dtype(
-    [
-        ("ethernet", "V12"),
-        ("kind", ">u4"),  # EtherType, version and header length, type of service
-        ("total", ">u2"),
-        ("identification", ">u2"),
-        ("fragment", ">u2"),
-        ("ttl", "u1"),
-        ("protocol", "u1"),
-        ("checksum", ">u2"),
-        ("source", ">u4"),
-        ("destination", ">u4"),
-        ("source_port", ">u2"),
-        ("destination_port", ">u2"),
-        ("sequence", ">u4"),
-        ("acknowledgment", ">u4"),
-        ("header", "u1"),
-        ("flags", "u1"),
-        ("rest", "V8"),
-    ]
-)
 _TCP = np.dtype(
     [
         ("source_port", ">u2"),
@@ -51,7 +30,12 @@ _TCP = np.dtype(
         ("rest", "V6"),  # window, checksum, urgent pointer
     ]
 )
-_PLAIN_KIND, _PLAIN_MASK = 0x0800_4500, 0xFFFF_FF00
+# Ethernet, IPv4 and TCP without options, from the sixth byte on as words of 64 bits: the end of an
+# address, EtherType; version, header length, type of service, total length, identification,
+# fragment; time to live, protocol, checksum, source; destination, ports; sequence and
+# acknowledgment number; header length, flags, window, checksum, urgent pointer.
+_PLAIN = np.dtype((np.void, 48))
+_PLAIN_AT, _PLAIN_END = 6, 54
 _ETHERNET_IP, _IP_TCP = 14, 20
 _V6 = np.uint64(1 << 63)
 
@@ -80,7 +64,7 @@ class Segments(NamedTuple):
     sequence, acknowledgment: uint32; of a SYN the number of the byte behind it.
     flags: uint8. payload: offset of the payload in the batch's data. length: of the payload on the
         wire, captured: as far as it is there; int64.
-    ip: offset of the IP header; version: 4 or 6, uint8. ports: source and destination, uint16.
+    ip, tcp: offsets of the headers.
     """
 
     packet: NDArray[np.int64]
@@ -93,9 +77,7 @@ class Segments(NamedTuple):
     length: NDArray[np.int64]
     captured: NDArray[np.int64]
     ip: NDArray[np.int64]
-    version: NDArray[np.uint8]
-    source_port: NDArray[np.uint16]
-    destination_port: NDArray[np.uint16]
+    tcp: NDArray[np.int64]
 
     def take(self, which: NDArray[Any]) -> "Segments":
         """Those of the numbers, or of the mask, `which`."""
@@ -108,20 +90,21 @@ def decode(packets: Packets, chosen: Chosen) -> tuple[Segments, Peeled]:
     `packets.data` has `SLACK` bytes behind the last packet.
     """
     if isinstance(packets.links, int) and packets.links == ETHERNET:
-        rows = gather(packets.data, packets.offsets, _PLAIN)
+        words = _words(packets)
+        ethernet, ip, ttl = words[:3]
         plain = (
-            ((rows["kind"] & _PLAIN_MASK) == _PLAIN_KIND)
-            & ((rows["fragment"] & 0x3FFF) == 0)
-            & (rows["protocol"] == 6)
-            & (packets.captured >= _PLAIN.itemsize - 8)
-            & (rows["total"] >= 40)
+            ((ethernet & 0xFFFF) == 0x0800)
+            & ((ip & 0xFF00_0000_0000_3FFF) == 0x4500_0000_0000_0000)  # no options, no fragment
+            & ((ttl & 0x00FF_0000_0000_0000) == 0x0006_0000_0000_0000)
+            & (packets.captured >= _PLAIN_END)
+            & ((ip & 0xFFFF_0000_0000) >= 40 << 32)
         )
         if plain.all():
             every = np.arange(len(plain))
-            return _sound(_plain(packets, rows, every, chosen), Peeled.empty())
+            return _sound(_plain(packets, words, every, chosen), Peeled.empty())
         others = np.flatnonzero(~plain)
         at = np.flatnonzero(plain)
-        parts = [_plain(packets, rows[at], at, chosen)]
+        parts = [_plain(packets, words[:, at], at, chosen)]
     else:
         others, parts = np.arange(len(packets.offsets)), []
     peeled = peel(packets, others, tunnels=chosen.tunnels)
@@ -141,35 +124,42 @@ def _sound(segments: Segments, peeled: Peeled) -> tuple[Segments, Peeled]:
     return segments.take(sound), peeled._replace(passed=passed)
 
 
-def _plain(packets: Packets, rows: NDArray[Any], at: NDArray[np.int64], chosen: Chosen) -> Segments:
-    """Segments of Ethernet and IPv4 without options; rows: their headers."""
+def _words(packets: Packets) -> NDArray[np.uint64]:
+    """(6, n), the words of packets as if they were plain."""
+    rows = gather(packets.data, packets.offsets + _PLAIN_AT, _PLAIN)
+    return np.ascontiguousarray(rows.view(">u8").reshape(-1, 6).T, dtype=np.uint64)
+
+
+def _plain(
+    packets: Packets, words: NDArray[np.uint64], at: NDArray[np.int64], chosen: Chosen
+) -> Segments:
+    """Segments of Ethernet and IPv4 without options, of the packets `at`."""
     if chosen.ports or chosen.hosts:
-        wanted = _wanted_ports(rows["source_port"], rows["destination_port"], chosen)
+        source_port, destination_port = words[3] >> 16 & 0xFFFF, words[3] & 0xFFFF
+        wanted = _wanted_ports(source_port, destination_port, chosen)
         if chosen.hosts:
-            words = [int.from_bytes(host, "big") for host in chosen.hosts if len(host) == 4]
-            hosts = np.array(words, np.uint32)
-            wanted &= np.isin(rows["source"], hosts) | np.isin(rows["destination"], hosts)
-        rows, at = rows[wanted], at[wanted]
+            hosts = np.array(
+                [int.from_bytes(host, "big") for host in chosen.hosts if len(host) == 4], np.uint64
+            )
+            wanted &= np.isin(words[2] & 0xFFFF_FFFF, hosts) | np.isin(words[3] >> 32, hosts)
+        words, at = words[:, wanted], at[wanted]
+    _, header, source, destination, numbers, tcp = words
     offsets = packets.offsets[at]
     ip = offsets + _ETHERNET_IP
-    source_port = rows["source_port"].astype(np.uint16)
-    destination_port = rows["destination_port"].astype(np.uint16)
-    source = (rows["source"].astype(np.uint64) << np.uint64(16)) | source_port
-    destination = (rows["destination"].astype(np.uint64) << np.uint64(16)) | destination_port
-    # A header may claim more than was on the wire.
-    stop = np.minimum(ip + rows["total"], offsets + packets.lengths[at])
+    total = (header >> 32 & 0xFFFF).astype(np.int64)
     return _segments(
-        rows,
         at,
-        source=source,
-        destination=destination,
-        tcp=ip + _IP_TCP,
-        stop=stop,
+        source=(source & 0xFFFF_FFFF) << 16 | (destination >> 16 & 0xFFFF),
+        destination=destination >> 32 << 16 | (destination & 0xFFFF),
+        sequence=(numbers >> 32).astype(np.uint32),
+        acknowledgment=numbers.astype(np.uint32),
+        header=(tcp >> 56).astype(np.int64),
+        flags=(tcp >> 48).astype(np.uint8),
+        # A header may claim more than was on the wire.
+        stop=np.minimum(ip + total, offsets + packets.lengths[at]),
         end=offsets + packets.captured[at],
         ip=ip,
-        version=np.full(len(at), 4, np.uint8),
-        source_port=source_port,
-        destination_port=destination_port,
+        tcp=ip + _IP_TCP,
     )
 
 
@@ -193,17 +183,17 @@ def _peeled(packets: Packets, peeled: Peeled, chosen: Chosen) -> Segments:
     source = _end(words[0], words[1], source_port, peeled.version, chosen)
     destination = _end(words[2], words[3], destination_port, peeled.version, chosen)
     segments = _segments(
-        rows,
         at,
         source=source,
         destination=destination,
-        tcp=tcp,
+        sequence=rows["sequence"].astype(np.uint32),
+        acknowledgment=rows["acknowledgment"].astype(np.uint32),
+        header=rows["header"].astype(np.int64),
+        flags=rows["flags"].copy(),
         stop=peeled.stop,
         end=packets.offsets[at] + packets.captured[at],
         ip=ip,
-        version=peeled.version,
-        source_port=source_port,
-        destination_port=destination_port,
+        tcp=tcp,
     )
     if wanted.all():
         return segments
@@ -237,39 +227,39 @@ def _end(
 
 
 def _segments(
-    rows: NDArray[Any],
     at: NDArray[np.int64],
     *,
     source: NDArray[np.uint64],
     destination: NDArray[np.uint64],
-    tcp: NDArray[np.int64],
+    sequence: NDArray[np.uint32],
+    acknowledgment: NDArray[np.uint32],
+    header: NDArray[np.int64],
+    flags: NDArray[np.uint8],
     stop: NDArray[np.int64],
     end: NDArray[np.int64],
     ip: NDArray[np.int64],
-    version: NDArray[np.uint8],
-    source_port: NDArray[np.uint16],
-    destination_port: NDArray[np.uint16],
+    tcp: NDArray[np.int64],
 ) -> Segments:
-    size = (rows["header"] >> 2) & 0x3C
+    """header: the byte that tells the length of the TCP header. stop: where the segment ends on the
+    wire; end: where the bytes end that are there."""
+    size = header >> 2 & 0x3C
     payload = tcp + size
     length = stop - payload
     length[size < _TCP.itemsize] = -1
-    flags = rows["flags"].copy()
-    length[(flags & RST != 0) & (length > 0)] = 0  # what a reset carries is no part of the stream
-    sequence = rows["sequence"].astype(np.uint32)
-    captured = np.clip(end - payload, 0, np.maximum(length, 0))
+    resets = flags & RST != 0
+    if resets.any():  # what a reset carries is no part of the stream
+        length[resets & (length > 0)] = 0
+    captured = np.minimum(end - payload, length)
     return Segments(
         packet=at,
         source=source,
         destination=destination,
-        sequence=sequence + ((flags >> 1) & 1),  # a SYN takes a number
-        acknowledgment=rows["acknowledgment"].astype(np.uint32),
+        sequence=sequence + (flags >> 1 & 1),  # a SYN takes a number
+        acknowledgment=acknowledgment,
         flags=flags,
         payload=payload,
         length=length,
-        captured=captured,
+        captured=np.maximum(captured, 0, out=captured),
         ip=ip,
-        version=version,
-        source_port=source_port,
-        destination_port=destination_port,
+        tcp=tcp,
     )

@@ -3,14 +3,8 @@ follow one another in sequence, the payload of each piece in one place.
 
 This is a function of the batch alone: nothing is remembered from one batch to the next, so that
 several processes may each do a part of a capture.
-
-The bytes are put together by the kernel: `pwritev` to a file in memory takes a thousand pieces at
-a call, and copies them faster than NumPy or Python can (a third of the time of joining slices).
 """
 
-import ctypes
-import mmap
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,17 +12,14 @@ from numpy.typing import NDArray
 
 from streamtap.capture.container import Packets
 from streamtap.capture.packets import ACK, CONTROL, Segments
+from streamtap.capture.payloads import Payloads
+from streamtap.capture.peel import gather
 
-Payload = bytes | mmap.mmap  # of a batch: a slice of it is bytes
-
-_PIECES = 1024  # IOV_MAX: pieces at a call
 _NEAR = 1 << 20  # bytes: within so much, segments are put in order without a look at the stream
 HEADER_BYTES = 40  # of IP, as long as it takes to read the addresses
+_HEADER = np.dtype((np.void, HEADER_BYTES))
+_PORTS = np.dtype([("source", ">u2"), ("destination", ">u2")])
 _MIX = np.uint64(0x9E37_79B9_7F4A_7C15)  # 2**64 / golden ratio (Knuth, TAOCP 3, §6.4)
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.pwritev.restype = ctypes.c_ssize_t
-_libc.pwritev.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
 
 
 class Strands(NamedTuple):
@@ -88,32 +79,6 @@ class Runs(NamedTuple):
     repeated: int
 
 
-class Payloads:
-    """A file in memory, where payloads are put together; grows to the largest batch."""
-
-    def __init__(self) -> None:
-        self.fd = os.memfd_create("streamtap", os.MFD_CLOEXEC)
-        self.size = 0  # of what was put together last
-
-    def gather(self, data: NDArray[np.uint8], offsets: NDArray[Any], lengths: NDArray[Any]) -> None:
-        """Puts pieces of the data together, from the file's beginning on."""
-        pieces = np.empty((len(offsets), 2), np.uint64)
-        np.add(offsets, data.ctypes.data, out=pieces[:, 0], casting="unsafe")
-        pieces[:, 1] = lengths
-        at, address = 0, pieces.ctypes.data
-        for first in range(0, len(pieces), _PIECES):
-            count = min(_PIECES, len(pieces) - first)
-            expected = int(lengths[first : first + count].sum())
-            written = _libc.pwritev(self.fd, address + first * 16, count, at)
-            if written != expected:  # memory is full, or a limit of the process was reached
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "memory file")
-            at += written
-        self.size = at
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
 def find_runs(
     packets: Packets, segments: Segments, payloads: Payloads, *, boundaries: bool = True
 ) -> tuple[Strands, Runs]:
@@ -121,68 +86,70 @@ def find_runs(
 
     boundaries: tell of each segment of a run.
     """
-    from_high = segments.source > segments.destination
-    low = np.where(from_high, segments.destination, segments.source)
-    high = np.where(from_high, segments.source, segments.destination)
-    order = _by_strand(low, high, from_high)
-    low, high, from_high = low[order], high[order], from_high[order]
-    times = packets.times_ns[segments.packet][order]
+    order = _by_strand(segments.source, segments.destination)
+    source, destination = segments.source[order], segments.destination[order]
     first = np.ones(len(order), bool)  # of its strand
-    first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1]) | (from_high[1:] != from_high[:-1])
+    first[1:] = (source[1:] != source[:-1]) | (destination[1:] != destination[:-1])
     begins = np.flatnonzero(first)
-    ends = np.append(begins, len(order))[1:] - 1
-    acks = _acknowledged(segments, order)
+    heads = order[begins]
+    lasts = order[np.append(begins, len(order))[1:] - 1]
 
     # What says something, or begins or ends a connection; the rest only acknowledges.
-    flags, length = segments.flags[order], segments.length[order]
-    turns = (flags & CONTROL) != 0
-    says = np.flatnonzero((length > 0) | turns)
+    controls = (segments.flags & CONTROL) != 0
+    says = np.flatnonzero(((segments.length > 0) | controls)[order])
+    said, strand = order[says], (np.cumsum(first) - 1)[says]
+    turns = controls[said]
     # Within a part no connection begins or ends.
-    parts = np.cumsum(first | turns | np.append(False, turns[:-1]))[says]
-    says, parts, repeated = _in_order(packets.data, segments, order, says, parts)
-    strand = (np.cumsum(first) - 1)[says]
-    turns, length, said = turns[says], length[says], order[says]
-    captured, sequence = segments.captured[said], segments.sequence[said]
-    breaks = np.ones(len(says), bool)
+    fresh = turns.copy()
+    fresh[1:] |= turns[:-1] | (strand[1:] != strand[:-1])
+    parts = np.cumsum(fresh)
+    said, again = _in_order(packets.data, segments, said, parts)
+    if again:
+        said, parts, strand = (np.delete(column, again) for column in (said, parts, strand))
+        turns = controls[said]
+    length, captured = segments.length[said], segments.captured[said]
+    sequence, times = segments.sequence[said], packets.times_ns[segments.packet[said]]
+    breaks = np.ones(len(said), bool)
     ahead = (sequence[1:] - sequence[:-1] - length[:-1].astype(np.uint32)).astype(np.int32)
     other = parts[1:] != parts[:-1]
     breaks[1:] = other | (ahead != 0) | (captured[:-1] < length[:-1])
     # What goes back stays alone: a keep-alive is known by its single byte.
     breaks[2:] |= (ahead[:-1] < 0) & ~other[:-1]
     starts = np.flatnonzero(breaks)
-    stops = np.append(starts, len(says))[1:]
+    stops = np.append(starts, len(said))[1:]
     payloads.gather(packets.data, segments.payload[said], captured)
     total = np.concatenate(([0], np.cumsum(captured)))
-    came, none = _deliverable(times[says], parts), np.empty(0, np.int64)
+    came, none = _deliverable(times, parts), np.empty(0, np.int64)
     runs = Runs(
         packet=segments.packet[said[starts]],
         sequence=sequence[starts],
-        flags=np.where(turns, flags[says], 0)[starts].astype(np.uint8),
-        acknowledgment=acks[says[stops - 1]],
+        flags=np.where(turns[starts], segments.flags[said[starts]], 0),
+        acknowledgment=_acknowledged(segments, said[stops - 1]),
         data=np.append(total[starts], total[-1]),
         missing=(length - captured)[stops - 1],
         first_ns=came[starts],
         last_ns=came[stops - 1],
-        piece=np.append(starts, len(says)) if boundaries else np.zeros(len(starts) + 1, np.int64),
+        piece=np.append(starts, len(said)) if boundaries else np.zeros(len(starts) + 1, np.int64),
         ends=total[1:] - np.repeat(total[starts], stops - starts) if boundaries else none,
         times_ns=came if boundaries else none,
-        repeated=repeated,
+        repeated=len(again),
     )
-    heads = order[begins]
+    source, destination = segments.source[heads], segments.destination[heads]
+    ports = gather(packets.data, segments.tcp[heads], _PORTS)
     strands = Strands(
-        low=low[begins],
-        high=high[begins],
-        from_high=from_high[begins],
+        low=np.minimum(source, destination),
+        high=np.maximum(source, destination),
+        from_high=source > destination,
         packet=segments.packet[heads],
-        header=_headers(packets.data, segments.ip[heads]),
-        version=segments.version[heads],
-        source_port=segments.source_port[heads],
-        destination_port=segments.destination_port[heads],
-        time_ns=times[begins],
+        header=gather(packets.data, segments.ip[heads], _HEADER),
+        version=packets.data[segments.ip[heads]] >> np.uint8(4),
+        source_port=ports["source"].astype(np.uint16),
+        destination_port=ports["destination"].astype(np.uint16),
+        time_ns=packets.times_ns[segments.packet[heads]],
         process=_or_zero(packets.processes, segments.packet[heads]),
         way=_or_zero(packets.ways, segments.packet[heads]),
-        last_ns=times[ends],
-        acknowledgment=acks[ends],
+        last_ns=packets.times_ns[segments.packet[lasts]],
+        acknowledgment=_acknowledged(segments, lasts),
         run=np.searchsorted(strand[starts], np.arange(len(begins) + 1)),
     )
     return strands, runs
@@ -191,27 +158,26 @@ def find_runs(
 def _in_order(
     data: NDArray[np.uint8],
     segments: Segments,
-    order: NDArray[np.int64],
-    says: NDArray[np.int64],
+    said: NDArray[np.int64],
     parts: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Within each part the segments in the order of their bytes, without those that came again:
-    what the reassembler would make of them one by one. Without its look, only what is sure is
-    done: a repetition is left out if it is equal to the byte, and what is far from the stream is
+) -> tuple[NDArray[np.int64], list[int]]:
+    """Within each part the segments in the order of their bytes, and the places of those that came
+    again: what the reassembler would make of them one by one. Without its look, only what is sure
+    is done: a repetition is left out if it is equal to the byte, and what is far from the stream is
     not moved.
 
-    says: (n,) places in `order`; parts: (n,) numbers that grow. Also gives how many were left out.
+    said: (n,) numbers of segments; parts: (n,) numbers that grow by one.
     """
-    said = order[says]
-    sequence = segments.sequence[said]
+    sequence, length = segments.sequence[said], segments.length[said]
     same = parts[1:] == parts[:-1]
     ahead = (sequence[1:] - sequence[:-1]).astype(np.int32)
-    length = segments.length[said]
     # Where the next one begins before the end of this one, or goes back.
     astray = np.flatnonzero(same & (ahead < length[:-1]))
     if not len(astray):
-        return says, parts, 0
-    mixed = np.flatnonzero(np.isin(parts, parts[astray]))
+        return said, []
+    of_mixed = np.zeros(parts[-1] + 1, bool)
+    of_mixed[parts[astray]] = True
+    mixed = np.flatnonzero(of_mixed[parts])
     part = parts[mixed]
     heads = np.flatnonzero(np.append(True, part[1:] != part[:-1]))
     sizes = np.diff(np.append(heads, len(part)))
@@ -228,9 +194,8 @@ def _in_order(
     sound = np.abs(place) < _NEAR
     sound[1:] &= ~beside | repeats | (place[1:] >= place[:-1] + size[:-1])
     stay = np.repeat(np.logical_and.reduceat(sound, heads), sizes)
-    says = says.copy()
-    says[mixed[stay]] = says[moved[stay]]
-    said = order[says]
+    said = said.copy()
+    said[mixed[stay]] = said[moved[stay]]
     captured, payload = segments.captured[said], segments.payload[said]
     twice = mixed[1:][repeats & stay[1:]]
     twice = twice[captured[twice] == captured[twice - 1]]
@@ -246,7 +211,7 @@ def _in_order(
         )
         if view[one : one + size] == view[other : other + size]
     ]
-    return np.delete(says, again), np.delete(parts, again), len(again)
+    return said, again
 
 
 def _deliverable(times_ns: NDArray[np.int64], parts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -261,20 +226,20 @@ def _deliverable(times_ns: NDArray[np.int64], parts: NDArray[np.int64]) -> NDArr
     return latest
 
 
-def _by_strand(
-    low: NDArray[np.uint64], high: NDArray[np.uint64], from_high: NDArray[np.bool_]
-) -> NDArray[np.int64]:
+def _by_strand(source: NDArray[np.uint64], destination: NDArray[np.uint64]) -> NDArray[np.int64]:
     """An order in which segments of one strand, and strands of one connection, stand together, and
     those of a strand as they came. Two stable sorts of 16 bits take a quarter of the time of one
     of 64; where two connections share all of 31 bits, their strands are cut shorter.
 
     Connections stand in the order in which they first spoke. So a flow has the same number whenever
     a capture is read, and who walks over them goes straight through memory."""
-    mixed = (low * _MIX) ^ high
+    mixed = np.minimum(source, destination)
     mixed *= _MIX
-    side = (mixed >> np.uint64(32)).astype(np.uint16) & np.uint16(0xFFFE) | from_high
+    mixed ^= np.maximum(source, destination)
+    mixed *= _MIX
+    side = (mixed >> 32).astype(np.uint16) & 0xFFFE | (source > destination)
     order = np.argsort(side, kind="stable")
-    connection = (mixed >> np.uint64(48)).astype(np.uint16)[order]
+    connection = (mixed >> 48).astype(np.uint16)[order]
     order = order[np.argsort(connection, kind="stable")]
     if not len(order):
         return order
@@ -289,17 +254,10 @@ def _by_strand(
     return ordered
 
 
-def _acknowledged(segments: Segments, order: NDArray[np.int64]) -> NDArray[np.int64]:
-    acks = segments.acknowledgment[order].astype(np.int64)
-    return np.where(segments.flags[order] & ACK != 0, acks, -1)
+def _acknowledged(segments: Segments, which: NDArray[np.int64]) -> NDArray[np.int64]:
+    acks = segments.acknowledgment[which].astype(np.int64)
+    return np.where(segments.flags[which] & ACK != 0, acks, -1)
 
 
 def _or_zero(column: NDArray[Any] | None, at: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.zeros(len(at), np.int64) if column is None else column[at]
-
-
-def _headers(data: NDArray[np.uint8], at: NDArray[np.int64]) -> NDArray[Any]:
-    rows: NDArray[Any] = np.ndarray(
-        (len(data) - HEADER_BYTES + 1,), f"V{HEADER_BYTES}", data, strides=(1,)
-    )
-    return rows[at]

@@ -11,8 +11,9 @@ from typing import NamedTuple, Protocol
 
 from streamtap.capture.container import Packets, Process
 from streamtap.capture.packets import Chosen, decode
+from streamtap.capture.payloads import Payload, Payloads
 from streamtap.capture.reader import PacketSource
-from streamtap.capture.runs import Payload, Payloads, Runs, Strands, find_runs
+from streamtap.capture.runs import Runs, Strands, find_runs
 from streamtap.errors import CaptureFileError
 
 

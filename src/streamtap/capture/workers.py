@@ -5,6 +5,7 @@ and the guess is proved by the part before, whose last record must end exactly t
 not, the part is done again from the place that is now known.
 """
 
+import ctypes
 import os
 import pickle
 import signal
@@ -19,8 +20,8 @@ from streamtap.capture.container import Layout, Stop
 from streamtap.capture.drops import Dropped, Drops
 from streamtap.capture.inputs import Input
 from streamtap.capture.packets import SLACK, Chosen
+from streamtap.capture.payloads import Payload
 from streamtap.capture.reader import BAD, CUT, STRETCH, Buffer, read_head
-from streamtap.capture.runs import Payload
 from streamtap.capture.stretches import Mapped, Stretch, decode_stretch
 from streamtap.errors import CaptureFileError, StreamtapError
 
@@ -29,6 +30,7 @@ AHEAD = 2  # parts that a worker may have done, or be at, before they are taken 
 SMALL = 1 << 14  # bytes of a layout, pickled: so much fits into a pipe that nobody reads just now
 OVERHANG = 1 << 17  # bytes that are read behind a part, for the record that crosses its end
 CHANGES = 16  # of the layout; after so many, no part is begun before the one before it is known
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 class _Task(NamedTuple):
@@ -223,6 +225,7 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who gives the tasks
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+    _keep_memory()
     for other in others:  # or nobody would notice that the giver has gone
         other.close()
     buffer = Buffer(STRETCH + OVERHANG)
@@ -238,6 +241,15 @@ def _work(
             pipe.send((task.number, done))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
+
+
+def _keep_memory() -> None:
+    """What was freed is used again, and not given back to the kernel, which would clear it anew:
+    each stretch needs as much as the one before."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 def _do(task: _Task, fd: int, buffer: Buffer, chosen: Chosen, slot: Mapped) -> _Done:
