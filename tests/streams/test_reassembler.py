@@ -13,6 +13,7 @@ from streams.reference import Reference
 from streamtap.model import Chunk, Direction, Gap, Limit, Overlap, Segment, StreamItem
 from streamtap.streams import Pool, Reassembler
 from streamtap.streams.reassembler import (
+    BOUNDARY_COST,
     HOLD_OWN,
     HOLD_OWN_ALL,
     PIECE_COST,
@@ -145,6 +146,28 @@ def test_out_of_order_segments_wait_and_are_given_when_the_hole_is_filled() -> N
     assert bytes(spell(items)) == b"helloworld"  # type: ignore[arg-type]
     assert check_tiling(items, 0) == 10
     assert reassembler.held == 0
+
+
+def test_segments_that_came_after_the_hole_was_filled_keep_their_times() -> None:
+    """A source joins what it sees in a batch: of a run that was held, the last segments may be
+    newer than what fills the hole."""
+    stream = Reassembler(FIRST, 0)
+    assert not stream.push(
+        segment(5, b"bcdef", time_ns=9, ends=[1, 2, 3, 4, 5], times_ns=[2, 3, 5, 8, 9])
+    )
+    first, second = stream.push(segment(0, b"aaaaa", time_ns=4))
+    assert (first, second) == (
+        Chunk(0, b"aaaaa", (5,), (4,)),
+        Chunk(5, b"bcdef", [6, 7, 8, 9, 10], [4, 4, 5, 8, 9]),
+    )
+    assert stream.held == 0
+
+
+def test_what_is_held_counts_the_boundaries_of_its_segments() -> None:
+    alone, joined = Reassembler(FIRST, 0), Reassembler(FIRST, 0)
+    alone.push(segment(5, b"b" * 500))
+    joined.push(segment(5, b"b" * 500, ends=range(1, 501), times_ns=range(500)))
+    assert joined.held >= alone.held + 499 * BOUNDARY_COST
 
 
 def test_held_bytes_carry_the_time_at_which_they_could_be_given() -> None:

@@ -14,9 +14,10 @@ gap. So it does no harm when one overtakes the data it is for, and the number th
 FIN is never taken for a byte.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from operator import itemgetter
+from typing import NamedTuple
 
 from streamtap.model import Chunk, Gap, Limit, Overlap, Segment, StreamItem
 from streamtap.streams.seqnum import SPACE, advance, unwrap
@@ -29,13 +30,25 @@ HOLD_OWN = 64 << 10  # what a direction may hold whatever the others do: a windo
 HOLD_OWN_ALL = 32 << 20  # the same for all: where there are many, each has an equal part of it
 WINDOW = 1 << 30  # no TCP window is larger (RFC 7323 §2.3): farther data is not of this stream
 PIECE_COST = 256  # what a held piece costs beside its bytes: a tuple, two integers, a header
+BOUNDARY_COST = 64  # … and each segment of one that was joined: two integers and their places
 REMEMBERED = 2048  # bytes given last, kept to compare retransmissions: a full Ethernet segment
 REMEMBERED_ALL = 32 << 20  # the same for all: 8,192 flows remember so much, 65,536 an eighth
 RANGES = 16  # missing ranges that are listed; all are counted
 
 _MASK = SPACE - 1
-_Piece = tuple[int, int, bytes | None]  # start, end, bytes, or None for a counted range
+
 _start = itemgetter(0)
+
+
+class _Piece(NamedTuple):
+    """Bytes behind a hole, None for a counted range; ends and times of its segments as a chunk has
+    them."""
+
+    start: int
+    end: int
+    data: bytes | None
+    ends: Sequence[int]
+    times_ns: Sequence[int]
 
 
 class Pool:
@@ -201,7 +214,7 @@ class Reassembler:
             total = told if told >= self.offset else None
         if lost is not None and lost != self._lost:
             self._unexplained = True
-        for start, end, data in self._held:
+        for start, end, data, _, _ in self._held:
             if total is not None and end > total:
                 self.ignored += end - max(start, total)
                 end = total
@@ -281,7 +294,7 @@ class Reassembler:
         fresh = []
         index = max(bisect_right(self._held, start, key=_start) - 1, 0)
         while start < end and index < len(self._held):
-            first, last, data = self._held[index]
+            first, last, data, _, _ = self._held[index]
             if first >= end:
                 break
             if last > start:
@@ -333,7 +346,9 @@ class Reassembler:
 
         They overlap nothing that was given or is held.
         """
-        cost = PIECE_COST + (0 if segment.counted else last - first)
+        data = None if segment.counted else segment.data[first - start : last - start]
+        ends, times = _boundaries(segment, start, first, last)
+        cost = _cost(data, ends)
         while first > self.offset:
             if lost:
                 cause = "lost"
@@ -346,13 +361,11 @@ class Reassembler:
             hole_end = min(first, self._held[0][0]) if self._held else first
             self._give_up(hole_end, cause, segment.time_ns, out)
             self._drain(segment.time_ns, out)
-        data = None if segment.counted else segment.data[first - start : last - start]
         if first == self.offset:
-            ends, times = _boundaries(segment, start, first, last)
             self._give(first, last, data, ends, times, out)
             self._drain(segment.time_ns, out)
             return
-        piece = (first, last, None if data is None else bytes(data))
+        piece = _Piece(first, last, None if data is None else bytes(data), ends, times)
         self._held.insert(bisect_right(self._held, first, key=_start), piece)
         self._hold(cost)
 
@@ -370,13 +383,15 @@ class Reassembler:
     def _drain(self, time_ns: int, out: list[StreamItem]) -> None:
         """Give what is held up to the first hole that may yet be filled."""
         count = 0
-        for start, end, data in self._held:
+        for start, end, data, ends, times in self._held:
             if start > self.offset:
                 if start > self._acked:
                     break
                 self._give_up(start, self._cause(), time_ns, out)
-            self._give(start, end, data, (end,), (time_ns,), out)
-            self._hold(-PIECE_COST - (0 if data is None else len(data)))
+            # Given when the hole was filled, but for what had come by then only in the same batch.
+            times = [max(when, time_ns) for when in times]
+            self._give(start, end, data, ends, times, out)
+            self._hold(-_cost(data, ends))
             count += 1
         del self._held[:count]
 
@@ -438,13 +453,18 @@ class Reassembler:
         return "unseen"
 
 
+def _cost(data: bytes | memoryview | None, ends: Sequence[int]) -> int:
+    """Of a held piece."""
+    return PIECE_COST + (0 if data is None else len(data)) + BOUNDARY_COST * (len(ends) - 1)
+
+
 def _boundaries(
     segment: Segment, start: int, first: int, last: int
 ) -> tuple[Sequence[int], Sequence[int]]:
     """`ends` and `times_ns` of the part `first` … `last` of the segment at `start`."""
     if not segment.ends:
         return (last,), (segment.time_ns,)
-    ends = [min(start + end, last) for end in segment.ends]
-    begin = bisect_right(ends, first)
-    stop = ends.index(last) + 1
-    return ends[begin:stop], segment.times_ns[begin:stop]
+    begin = bisect_right(segment.ends, first - start)
+    stop = bisect_left(segment.ends, last - start) + 1
+    ends = [min(start + end, last) for end in segment.ends[begin:stop]]
+    return ends, segment.times_ns[begin:stop]
