@@ -143,6 +143,7 @@ class Session:
         self._types = tuple(types)
         self._recordings: list[Recording] = []
         self._lines = self._cut = self._dropped = self._damaged = 0
+        self._given_up = 0  # outputs that nothing is written to any more
         self._rest = b""
         self._skipping = False
         for output in order.outputs:
@@ -157,10 +158,15 @@ class Session:
                 keep=order.keep,
                 report=lambda error: self._on_output(output, error),
             )
-            # One that cannot be opened now is tried again with what comes.
-            self._recordings.append(recording)
+        except ValueError as error:
+            self._given_up += 1
+            self._on_output(output, error)
+            return
+        # One that cannot be opened now is tried again with what comes.
+        self._recordings.append(recording)
+        try:
             recording.open()
-        except (OSError, ValueError) as error:
+        except OSError as error:
             self._on_output(output, error)
 
     def _on_output(self, output: str, error: Exception | None) -> None:
@@ -211,7 +217,9 @@ class Session:
         if whole:
             lines, cut = whole_lines(data[:whole])
             self._cut += cut
-            self._lines += lines.count(b"\n")
+            count = lines.count(b"\n")
+            self._lines += count
+            self._dropped += count * self._given_up
             for recording in list(self._recordings):
                 try:
                     recording.take(lines)
@@ -222,6 +230,7 @@ class Session:
 
     def _give_up(self, recording: Recording) -> None:
         self._recordings.remove(recording)
+        self._given_up += 1
         self._dropped += recording.dropped
         self._damaged += recording.damaged
 

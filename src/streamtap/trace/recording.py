@@ -128,7 +128,15 @@ class Recording:
         return self._form.damaged if isinstance(self._form, Rows) else 0
 
     def open(self) -> None:
-        """Goes on in what is there. Raises OSError, also for a file of something else."""
+        """Goes on in what is there. Raises OSError, also for a file of something else; who is told
+        so by that is not told again by `report`."""
+        try:
+            self._open()
+        except OSError:
+            self._failed_at = time.monotonic()
+            raise
+
+    def _open(self) -> None:
         if isinstance(self._form, Rows) and self._keep:
             sqlite.finish_retiring(self._path, numbered(self._path, 1))
         try:
@@ -183,7 +191,7 @@ class Recording:
     def _write(self, piece: Piece) -> None:
         if self._identity is None or self._identity != _identity(self._path):
             self._leave()  # somebody took the file away: what follows is a new one
-            self.open()
+            self._open()
         size = self._form.size
         if size and (size + piece.size > self._limit or not self._form.goes_on(piece)):
             self._leave()
