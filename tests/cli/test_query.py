@@ -51,6 +51,36 @@ def test_rows_are_objects_too(path: Path) -> None:
     assert result.stdout == f'{{"number":3,"time_ns":{TIME},"data":"AP8=","number:2":3}}\n'
 
 
+def test_damage_is_told_as_such_and_not_as_wrong_usage(database: Path) -> None:
+    data = bytearray(database.read_bytes())
+    data[4096:] = b"\xa5" * (len(data) - 4096)
+    database.write_bytes(data)
+    result = run("query", str(database), "SELECT * FROM records")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"streamtap: error: {database} cannot be read: ")
+
+
+def test_who_tries_to_change_something_is_told_what_a_query_may_do(database: Path) -> None:
+    result = run("query", str(database), "DELETE FROM records")
+    assert (result.returncode, "a query may only read" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("words", [("query", "SELECT * FROM records"), ("trace", "fmt")])
+def test_a_recording_that_ended_at_its_beginning_is_an_empty_one(
+    words: tuple[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.sqlite"
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA journal_mode = WAL")  # so far a recorder came
+    database.close()
+    assert path.stat().st_size > 0
+    before = [str(path)] if words[0] == "query" else []
+    after = [str(path)] if words[0] == "trace" else []
+    result = run(words[0], *before, words[1], *after, "--json")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert "error" not in result.stderr
+
+
 def test_the_tables_are_told_and_can_be_asked_for(path: Path) -> None:
     told = run("query", str(path), "--schema").stdout
     empty = sqlite3.connect(":memory:")

@@ -17,7 +17,7 @@ from streamtap.cli.tables import table_line, widths_of
 from streamtap.errors import NotFound, StreamtapError
 from streamtap.trace.jsonlines import encode_any
 from streamtap.trace.replay import is_database
-from streamtap.trace.sqlite import in_memory, is_ours, open_read_only
+from streamtap.trace.sqlite import in_memory, is_blank, is_ours, open_read_only
 from streamtap.trace.text import printable
 
 STEPS = 10_000  # of SQLite's machine between two looks at the clock: some 100 microseconds
@@ -44,6 +44,9 @@ _PRAGMAS = frozenset(
 # They are settings, and may be looked at.
 _SETTINGS = frozenset(
     ("user_version", "application_id", "journal_mode", "page_count", "page_size", "encoding")
+)
+_UNREADABLE = frozenset(
+    (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 )
 
 
@@ -79,6 +82,9 @@ def _open(path: Path, problems: list[str]) -> sqlite3.Connection:
     if not is_database(path):
         return in_memory(records_of(path, problems))
     database = open_read_only(path)
+    if is_blank(database):
+        database.close()
+        return in_memory(())
     if not is_ours(database):
         database.close()
         raise StreamtapError(f"{path} is a database, but no recording of streamtap")
@@ -103,7 +109,12 @@ def _run(database: sqlite3.Connection, arguments: Arguments, stop: Stop) -> None
         else:
             _print_table(names, found)
     except (sqlite3.Error, sqlite3.Warning) as error:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if code in _UNREADABLE:
+            raise
+        if code == sqlite3.SQLITE_AUTH:
+            raise UsageError(f"a query may only read: {error}") from error
+        if code == sqlite3.SQLITE_INTERRUPT:
             if stop.number:
                 raise
             raise StreamtapError(

@@ -10,7 +10,7 @@ from streamtap.errors import NotFound, StreamtapError
 from streamtap.events import Body, FlowInfo, Record
 from streamtap.model import App
 from streamtap.trace.jsonlines import RecordDecoder
-from streamtap.trace.sqlite import is_ours, open_read_only
+from streamtap.trace.sqlite import is_blank, is_ours, open_read_only
 
 Damaged = Callable[[int, ValueError], None]
 
@@ -59,7 +59,8 @@ def read(path: Path, body_types: Iterable[type[Body]], damaged: Damaged) -> Iter
     except FileNotFoundError:
         raise NotFound(f"no file {path}") from None
     except (OSError, sqlite3.Error) as error:
-        raise StreamtapError(f"{path} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise StreamtapError(f"{path} cannot be read: {reason}") from error
 
 
 def _read_lines(path: Path, decoder: RecordDecoder, damaged: Damaged) -> Iterator[Record]:
@@ -76,6 +77,8 @@ def _read_lines(path: Path, decoder: RecordDecoder, damaged: Damaged) -> Iterato
 def _read_sqlite(path: Path, decoder: RecordDecoder, damaged: Damaged) -> Iterator[Record]:
     database = open_read_only(path)
     try:
+        if is_blank(database):
+            return
         if not is_ours(database):
             raise StreamtapError(f"{path} is a database, but no recording of streamtap")
         flows: dict[str, FlowInfo] = {}

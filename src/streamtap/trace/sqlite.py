@@ -66,8 +66,8 @@ class Sqlite:
                 self._path, BUSY_S, isolation_level=None, check_same_thread=False
             )
             self._database = database
-            ours = _pragma(database, "application_id") == tables.APPLICATION_ID
-            if not ours and database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            ours = is_ours(database)
+            if not ours and _has_tables(database):
                 raise OSError(errno.EEXIST, "a database of something else", self.name)
             if ours and self._append:
                 self._check(database)
@@ -296,6 +296,15 @@ def _contents(path: Path) -> object:
 
 def is_ours(database: sqlite3.Connection) -> bool:
     return _pragma(database, "application_id") == tables.APPLICATION_ID
+
+
+def is_blank(database: sqlite3.Connection) -> bool:
+    """Whether there is nothing in it, as a crash at the very beginning of a recording leaves it."""
+    return _pragma(database, "application_id") == 0 and not _has_tables(database)
+
+
+def _has_tables(database: sqlite3.Connection) -> bool:
+    return bool(database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
 
 
 def _begin_anew(database: sqlite3.Connection) -> None:
