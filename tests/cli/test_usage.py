@@ -221,6 +221,9 @@ def test_the_trace_script_takes_the_words_of_the_sample(tmp_path: Path) -> None:
             patch.setenv(name, value)
         assert trace_script("NOTIFY", "9", "rt").returncode == 3
         assert trace_script("NOTIFY", "4", "rt").returncode == 2
+        assert trace_script("TRACE_NOTIFY", "9", "stop").stderr.startswith(
+            "streamtap: error: no session notify\n"
+        )
         result = trace_script("NOTIFY", "2", "fmt")
         assert result.returncode == 6
         assert f"{tmp_path}/recordings/notify.jsonl" in result.stderr

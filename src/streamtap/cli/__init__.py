@@ -63,15 +63,18 @@ def main_trace(argv: Sequence[str] | None = None) -> int:
             2,
         )
     component, level, verb, *rest = words
-    name = component.lower()
+    name = component.lower().removeprefix("trace_")
     chosen = "all" if name == "9" else component
     if verb == "stop":
         return main(["trace", "stop", name, *rest])
     if verb == "fmt":
         from streamtap.service.paths import Paths
+        from streamtap.trace.rotation import name_of
 
         recording = Paths.of_environment().recordings / f"{name}.jsonl"
-        return main(["trace", "fmt", str(recording), f"{chosen}@{level}", *rest])
+        full = recording.parent.glob(f"{name}.*.jsonl")
+        files = [recording, *sorted(one for one in full if name_of(one)[0] == recording)]
+        return main(["trace", "fmt", *map(str, files), f"{chosen}@{level}", *rest])
     return main(["trace", verb, *([name] if verb == "start" else []), f"{chosen}@{level}", *rest])
 
 
