@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from helpers.commands import Command, run
@@ -98,6 +99,54 @@ def test_sessions_can_be_defined_while_no_service_runs(places: Path) -> None:
     assert json.loads(run("trace", "list", "--json").stdout) == []
 
 
+BAD_SESSIONS = {
+    "a limit that holds nothing": (["--limit", "1"], "1 MiB at least"),
+    "a limit that no disk has": (["--limit", "99999T"], "8 PiB at most"),
+    "more files than can be kept": (["--keep", "10001"], "10000 are the most"),
+    "an empty word": ([""], "COMPONENT[:FLAG"),
+    "too many words": (["notify"] * 65, "64 are the most"),
+    "too many files": ([f"-o{n}.jsonl" for n in range(17)], "16 are the most"),
+    "a file that is all ending": (["-o", ".jsonl"], "FILE.jsonl and FILE.sqlite"),
+    "a file twice": (["-o", "a.jsonl", "-o", "./a.jsonl"], "named twice"),
+    "a file that rotation makes": (["-o", "a.jsonl", "-o", "a.1.jsonl"], "rotation"),
+}
+
+
+@needs_root
+@pytest.mark.parametrize("served", [False, True], ids=["alone", "served"])
+def test_a_session_that_could_not_record_is_refused_in_plain_words(
+    served: bool, places: Path
+) -> None:
+    running = Running(places / "run" / "control.sock") if served else None
+    try:
+        for what, (words, told) in BAD_SESSIONS.items():
+            if running is not None and what in ("a file twice", "a file that rotation makes"):
+                continue  # decided by the service itself
+            result = run("trace", "start", "bad", *words)
+            assert (result.returncode, result.stdout) == (2, ""), what
+            assert told in result.stderr
+            assert "`" not in result.stderr, what  # no word of how requests are made
+    finally:
+        if running is not None:
+            running.close()
+    assert not (places / "state" / "sessions.json").exists()
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["chat.jsonl", "link/chat.jsonl", "link.jsonl", "chat.7.jsonl"])
+def test_two_sessions_never_share_a_file(name: str, places: Path) -> None:
+    (places / "link").symlink_to(places)
+    (places / "link.jsonl").symlink_to(places / "chat.jsonl")
+    assert run("trace", "start", "first", "-o", str(places / "chat.jsonl")).returncode == 0
+    result = run("trace", "start", "second", "-o", str(places / name))
+    assert (result.returncode, result.stdout) == (7, "")
+    assert "session first" in result.stderr
+    # Whichever comes first.
+    assert run("trace", "start", "third", "-o", str(places / "a.1.jsonl")).returncode == 0
+    assert run("trace", "start", "fourth", "-o", str(places / "a.jsonl")).returncode == 7
+    assert run("trace", "start", "fifth", "-o", str(places / "a.1.sqlite")).returncode == 0
+
+
 @needs_root
 def test_filters_that_are_not_there_are_told_so(places: Path) -> None:
     assert json.loads(run("list", "--json").stdout) == []
@@ -176,6 +225,14 @@ def test_a_session_is_started_by_the_service_with_whole_paths(running: Running) 
     assert isinstance(asked, TraceStart)
     assert asked.outputs == (os.path.abspath("chat.jsonl"),)
     assert (asked.limit_bytes, asked.selection) == (2_000_000_000, ("notify",))
+
+
+def test_a_session_that_cannot_record_says_so_when_it_is_started(running: Running) -> None:
+    failed = msgspec.structs.replace(INFO, running=False, error="/a.jsonl: Is a directory")
+    running.service.answers = {"trace_start": SESSION, "sessions": [failed]}
+    result = run("trace", "start", "chat", "-o", "chat.jsonl")
+    assert result.returncode == 0
+    assert result.stderr.endswith("tries again: /a.jsonl: Is a directory\n")
 
 
 def test_sessions_are_listed_with_what_became_of_their_records(running: Running) -> None:

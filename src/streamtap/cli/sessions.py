@@ -4,6 +4,7 @@ import os
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from streamtap.cli.options import (
     add_choice,
@@ -18,6 +19,10 @@ from streamtap.cli.parsing import Arguments, Parser, UsageError, say
 from streamtap.cli.signals import Stop
 from streamtap.cli.tables import add_json, print_json, print_table
 
+if TYPE_CHECKING:
+    from streamtap.service.client import Client
+
+SOON_S = 0.3  # a recorder that can't open a file says so within this time, or `trace list` tells
 _WORDS = "COMPONENT[:FLAG,...][@LEVEL]"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SIZE = re.compile(r"([0-9]{1,15})(k|M|G|T)?(i?B)?")
@@ -45,7 +50,7 @@ def trace_start_options(parser: Parser) -> None:
     parser.epilog = "example: sudo streamtap trace start chat notify:peer_to_peer --keep 10"
     add = parser.add_argument
     add("name", metavar="NAME", type=_session, help="of the session")
-    add("words", nargs="*", metavar="COMPONENT", help=_WORDS)
+    add("words", nargs="*", default=[], metavar="COMPONENT", help=_WORDS)
     add = parser.add_argument_group("recording").add_argument
     add(
         *("-o", "--output"),
@@ -116,7 +121,7 @@ def trace_start(arguments: Arguments) -> int:
 
     parse(arguments.words)
     for path in arguments.output:
-        if not path.lower().endswith((".jsonl", ".sqlite")):
+        if os.path.splitext(path)[1].lower() not in (".jsonl", ".sqlite"):
             raise UsageError(f"no output {path!r}: there are FILE.jsonl and FILE.sqlite")
     if not arguments.output and os.getuid() != 0:
         raise UsageError(
@@ -127,13 +132,13 @@ def trace_start(arguments: Arguments) -> int:
     import time
 
     from streamtap.cli.operations import operations
-    from streamtap.service.client import own_recording
+    from streamtap.service.client import Client, file_of, own_recording
     from streamtap.service.peers import user_name
     from streamtap.service.state import KEEP, LIMIT_BYTES, Recorded
     from streamtap.trace.text import printable
 
     with operations() as chosen:
-        outputs = [os.path.abspath(path) for path in arguments.output]
+        outputs = [file_of(path) for path in arguments.output]
         session = chosen.add_session(
             Recorded(
                 name=arguments.name,
@@ -148,12 +153,26 @@ def trace_start(arguments: Arguments) -> int:
                 started_ns=time.time_ns(),
             )
         )
-        running = any(one.running for one in chosen.sessions() if one.name == session.name)
+        error = _first_error(chosen, session.name) if isinstance(chosen, Client) else None
     files = ", ".join(printable(path) for path in session.outputs)
     print(f"session {session.name}: {files}")
-    if not running:
+    if error is None:
         say("streamtap: it records as soon as the service runs: sudo streamtap start")
+    elif error:
+        say(f"streamtap: it does not record yet, and tries again: {printable(error, 1000)}")
     return 0
+
+
+def _first_error(service: "Client", name: str) -> str:
+    """Why a session that just began cannot record, as far as it is known soon; "" otherwise."""
+    import time
+
+    until = time.monotonic() + SOON_S
+    while True:
+        error = "".join(one.error for one in service.sessions() if one.name == name)
+        if error or time.monotonic() >= until:
+            return error
+        time.sleep(0.02)
 
 
 def trace_stop(arguments: Arguments) -> int:

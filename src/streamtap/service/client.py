@@ -43,6 +43,7 @@ from streamtap.service.protocol import (
     Stop,
     TraceStart,
     TraceStop,
+    check_session,
 )
 from streamtap.service.state import KEEP, LIMIT_BYTES, Filter, Recorded
 from streamtap.service.stream import Lines, Records
@@ -142,7 +143,7 @@ class Client:
         by their ending JSON lines or SQLite; none: one in the folder of the service's state.
         filters: names; none: all.
         """
-        paths = [os.path.abspath(os.fspath(path)) for path in outputs]
+        paths = [file_of(path) for path in outputs]
         return self.add_session(
             Recorded(
                 name=name,
@@ -159,6 +160,7 @@ class Client:
         return self.remove_session(name)
 
     def add_session(self, session: Recorded) -> Recorded:
+        check_session(session)
         fields = msgspec.structs.asdict(session)
         for name in ("uid", "user", "started_ns"):  # the service knows who asks, and when
             del fields[name]
@@ -264,6 +266,12 @@ def _whole(given: str) -> str:
         # A glob that begins with * is matched against whole paths as it is.
         return "" if given[0] == "*" else os.path.abspath(given)
     return os.path.abspath(found) if (found := shutil.which(given)) else ""
+
+
+def file_of(path: str | os.PathLike[str]) -> str:
+    """The one name of a file by which two sessions that record in it are known: it goes by the
+    directory of this process, and through links."""
+    return os.path.realpath(os.fspath(path))
 
 
 def own_recording(name: str) -> Path:

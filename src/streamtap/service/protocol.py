@@ -155,6 +155,25 @@ class Stop(Request, frozen=True, kw_only=True, tag="stop"):
     hold: bool = False
 
 
+def check_session(session: Recorded) -> None:
+    """Raises ValueError for what no session may have, in words for whoever wrote it."""
+    if not MIN_LIMIT_BYTES <= session.limit_bytes <= MAX_NUMBER:
+        raise ValueError(
+            f"no recording of {session.limit_bytes} bytes: a limit is 1 MiB at least, 8 PiB at most"
+        )
+    if not 0 <= session.keep <= MAX_KEEP:
+        raise ValueError(f"{session.keep} files cannot be kept: {MAX_KEEP} are the most")
+    if len(session.selection) > MAX_WORDS:
+        raise ValueError(f"{len(session.selection)} words are too many: {MAX_WORDS} are the most")
+    if len(session.outputs) > MAX_OUTPUTS:
+        raise ValueError(f"{len(session.outputs)} outputs are too many: {MAX_OUTPUTS} are the most")
+    for path in session.outputs:
+        if not os.path.isabs(path) or "\0" in path:
+            raise ValueError(f"{path!r} is no absolute path")
+        if os.path.splitext(path)[1].lower() not in (".jsonl", ".sqlite"):
+            raise ValueError(f"no output {path!r}: there are FILE.jsonl and FILE.sqlite")
+
+
 class TraceStart(Request, frozen=True, kw_only=True, tag="trace_start"):
     """Starts a recorded session, as the user that asks, and stores it: `Recorded`.
 
@@ -176,13 +195,8 @@ class TraceStart(Request, frozen=True, kw_only=True, tag="trace_start"):
         return (self.name, f"content {self.content}", *self.filters)
 
     def recorded(self, uid: int, user: str, started_ns: int) -> Recorded:
-        """The session as it is stored, of the user that asked."""
-        for path in self.outputs:
-            if not os.path.isabs(path) or "\0" in path:
-                raise ValueError(f"{path!r} is no absolute path")
-            if not path.lower().endswith((".jsonl", ".sqlite")):
-                raise ValueError(f"no output {path!r}: there are FILE.jsonl and FILE.sqlite")
-        return Recorded(
+        """The session as it is stored, of the user that asked. Raises ValueError."""
+        session = Recorded(
             name=self.name,
             selection=self.selection,
             outputs=self.outputs,
@@ -194,6 +208,8 @@ class TraceStart(Request, frozen=True, kw_only=True, tag="trace_start"):
             keep=self.keep,
             started_ns=started_ns,
         )
+        check_session(session)
+        return session
 
 
 class TraceStop(Request, frozen=True, kw_only=True, tag="trace_stop"):

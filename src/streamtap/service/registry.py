@@ -23,9 +23,10 @@ from streamtap.errors import AlreadyExists, Busy, NotFound, PermissionMissing, S
 from streamtap.flows.scope import Scope, resolve
 from streamtap.protocols import by_name
 from streamtap.service.paths import Paths
-from streamtap.service.protocol import NewFilter, SessionInfo, stored
+from streamtap.service.protocol import NewFilter, SessionInfo, check_session, stored
 from streamtap.service.state import Filter, Filters, Recorded, Sessions, load, save
 from streamtap.trace import parse
+from streamtap.trace.rotation import name_of
 
 BITS = range(48)  # of filters that persist
 TEMPORARY_BITS = range(48, 64)  # of those that live as long as somebody watches
@@ -300,6 +301,7 @@ class Registry:
 
     def add_session(self, session: Recorded) -> Recorded:
         """Raises AlreadyExists, NotFound for a filter that is not there, ValueError for words."""
+        check_session(session)
         parse(session.selection)
         if any(one.name == session.name for one in self.recorded):
             raise AlreadyExists(
@@ -309,10 +311,16 @@ class Registry:
         for name in session.filters:
             if name not in known:
                 raise NotFound(f"no filter {name}", "streamtap list shows what there is")
-        taken = {output for one in self.recorded for output in one.outputs}
-        for output in session.outputs:
-            if output in taken:
-                raise AlreadyExists(f"{output} is written by another session already")
+        for at, output in enumerate(session.outputs):
+            if any(_share(output, other) for other in session.outputs[:at]):
+                raise ValueError(f"{output} is named twice, or is what rotation makes of another")
+            for one in self.recorded:
+                if any(_share(output, other) for other in one.outputs):
+                    raise AlreadyExists(
+                        f"{output} is a file of session {one.name} already, or would become one "
+                        "by rotation",
+                        "streamtap trace list shows which files are taken",
+                    )
         if len(self.recorded) >= MAX_SESSIONS:
             raise StreamtapError(f"there are {MAX_SESSIONS} sessions already, the most at once")
         self._save_sessions((*self.recorded, session))
@@ -347,6 +355,12 @@ class Registry:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _share(one: str, other: str) -> bool:
+    """Whether two recordings would have a file of one name."""
+    first, second = Path(one), Path(other)
+    return first == second or name_of(first)[0] == second or name_of(second)[0] == first
 
 
 def _lock(path: Path) -> int:
