@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from helpers.live import Puppet, eventually, join, leave, say
+from helpers.live import PUPPET, Puppet, eventually, join, leave, say
 from helpers.places import environment_of, place
 from helpers.services import Service, is_alive
 from streamtap.service.client import new_filter
@@ -291,6 +291,18 @@ def test_a_recorder_that_hangs_holds_up_nobody(service: Service, tmp_path: Path)
         eventually(lambda: not is_alive(recorder), "with no session left it ends")
     assert (tmp_path / "one.jsonl").read_bytes().endswith(b"}\n")
     assert service.stop() == 0
+
+
+def test_a_command_line_that_takes_a_pattern_for_ever_costs_a_moment(
+    service: Service, puppet: Callable[..., Puppet]
+) -> None:
+    slow = puppet(arguments=("-s", "-S", "-P", str(PUPPET), "b" * 60 + "!"))
+    assert slow.do("1 + 1") == 2
+    with service.client() as client:
+        client.add([new_filter("cmdline", "(b+)+$")])
+        for _ in range(3):
+            assert client.status().pid == service.process.pid
+    assert service.process.poll() is None, service.log
 
 
 # --- what is found at the start ------------------------------------------------------------------

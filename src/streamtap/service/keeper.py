@@ -70,6 +70,7 @@ WAIT_S = 10.0  # for a verb that holds the lock
 STREAM_BYTES = 1 << 20  # on the way to a recorder, of one session
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 DESCRIPTORS = 65536  # a session takes three of a recorder
+_STOPS = frozenset((signal.SIGTERM, signal.SIGINT))
 FINISH_S = 10.0  # for what the rings hold at the end
 _log = logging.getLogger(__name__)
 
@@ -198,8 +199,8 @@ class Keeper:
         self._signal_end.close()
 
     def _on_signal(self, events: int) -> None:
-        numbers = self._signals.recv(64)
-        if numbers.strip(bytes([signal.SIGHUP, signal.SIGCHLD])):
+        # Others come too: SIGHUP, SIGCHLD, and SIGALRM, which bounds what a pattern may cost.
+        if not _STOPS.isdisjoint(self._signals.recv(64)):
             self._stop = "signal"
 
     def _make_room(self) -> None:
