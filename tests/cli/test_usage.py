@@ -1,5 +1,6 @@
 """What the command line accepts, and how it says what is wrong. No rights are needed."""
 
+import json
 import os
 import pty
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.commands import run
-from streamtap.cli.parsing import VERBS, every_verb
+from streamtap.cli.parsing import VERBS, every_verb, parser_of, resolve
 
 WRONG = {
     "no verb": [],
@@ -93,6 +94,20 @@ def test_wrong_usage_is_told_in_one_line_and_exit_code_2(words: list[str]) -> No
     assert error.startswith("streamtap: error: ")
     assert len(hints) <= 1
     assert all(line.startswith("hint: ") for line in hints)
+
+
+def test_behind_two_dashes_no_word_is_an_option(tmp_path: Path) -> None:
+    """Filters and files may have such names."""
+    record = {"number": 1, "time_ns": 1, "provider": "init", "flag": "init", "level": "info"}
+    file = tmp_path / "-q.jsonl"
+    file.write_text(
+        json.dumps(record | {"event": "init.started", "version": "1", "source": "x"}) + "\n"
+    )
+    result = run("trace", "fmt", "--json", "init", "--", file.name, cwd=tmp_path)
+    assert (result.returncode, json.loads(result.stdout)["number"]) == (0, 1), result.stderr
+    for verb in ("delcallouts", "enable", "disable"):
+        arguments = parser_of(resolve([verb])[0]).parse(["--", "-dash"])
+        assert "-dash" in (getattr(arguments, "name", ""), *getattr(arguments, "paths", ()))
 
 
 def test_packets_are_not_written_to_a_terminal() -> None:

@@ -85,6 +85,11 @@ class Arguments(argparse.Namespace):
     registered: "Sequence[Scope]" = ()
 
 
+# Before a word that is none, although it begins with a dash: parse_intermixed_args forgets which
+# words stood behind `--`. No word that anybody writes can have it.
+_NO_OPTION = "\0"
+
+
 class Parser(argparse.ArgumentParser):
     """A verb's parser. takes_command: `-- COMMAND ARG…` may follow the options."""
 
@@ -94,14 +99,27 @@ class Parser(argparse.ArgumentParser):
         """The options; raises UsageError, or SystemExit when help was asked for."""
         arguments = Arguments()
         own = list(words)
-        if self.takes_command and "--" in own:
+        if "--" in own:
             at = own.index("--")
-            arguments.command = own[at + 1 :]
+            rest = own[at + 1 :]
             del own[at:]
-        return self.parse_intermixed_args(own, arguments)
+            if self.takes_command:
+                arguments.command = rest
+            else:
+                own += [_NO_OPTION + word if word.startswith("-") else word for word in rest]
+        parsed = self.parse_intermixed_args(own, arguments)
+        for name, value in vars(parsed).items():
+            setattr(parsed, name, _as_written(value))
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"{self.prog} --help")
+
+
+def _as_written(value: object) -> object:
+    if isinstance(value, list):
+        return [_as_written(one) for one in value]
+    return value.removeprefix(_NO_OPTION) if isinstance(value, str) else value
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
