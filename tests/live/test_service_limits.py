@@ -230,6 +230,31 @@ def test_a_session_that_cannot_be_written_says_so_and_the_others_go_on(
         eventually(written, "it is tried again", pause_s=ASK_S)
 
 
+def test_the_command_tells_at_once_that_a_session_cannot_be_written(
+    service: Service, tmp_path: Path
+) -> None:
+    output = tmp_path / "missing" / "one.jsonl"
+    done = streamtap(service.paths, "trace", "start", "one", "-o", str(output))
+    assert done.returncode == 1
+    assert f"{output}: No such file or directory" in done.stderr
+    assert "streamtap start" not in done.stderr, "the service runs"
+
+
+def test_a_session_that_begins_when_one_of_its_name_has_just_ended_records(
+    service: Service, tmp_path: Path
+) -> None:
+    output = tmp_path / "again.jsonl"
+    with service.client() as client:
+        for _ in range(10):
+            client.start_trace("again", "control", outputs=[output])
+            client.stop_trace("again")
+        client.start_trace("again", "control", outputs=[output])
+        client.flows()  # a record
+        eventually(lambda: output.read_bytes().count(b'"flows"') == 1, "it is recorded")
+        (recorder,) = client.status().recorder_pids
+        assert is_alive(recorder)
+
+
 def test_a_full_disk_costs_the_records_of_its_session_alone(
     paths: Paths, program: Path, puppet: Callable[..., Puppet], tmp_path: Path
 ) -> None:

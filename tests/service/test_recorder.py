@@ -182,6 +182,7 @@ def test_a_line_without_an_end_is_not_held_for_ever(
 
 def test_counters_are_told_while_it_runs(link: Link, tmp_path: Path) -> None:
     with link.record("chat", tmp_path / "a.jsonl") as stream:
+        assert link.answer("counters").lines == 0, "once its outputs were tried"
         stream.sendall(line(1) + line(2))
         assert link.answer("counters").lines == 2
 

@@ -4,7 +4,6 @@ import os
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from streamtap.cli.options import (
     add_choice,
@@ -18,11 +17,8 @@ from streamtap.cli.options import (
 from streamtap.cli.parsing import Arguments, Parser, UsageError, say
 from streamtap.cli.signals import Stop
 from streamtap.cli.tables import add_json, print_json, print_table
+from streamtap.errors import StreamtapError
 
-if TYPE_CHECKING:
-    from streamtap.service.client import Client
-
-SOON_S = 0.3  # a recorder that can't open a file says so within this time, or `trace list` tells
 _WORDS = "COMPONENT[:FLAG,...][@LEVEL]"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SIZE = re.compile(r"([0-9]{1,15})(k|M|G|T)?(i?B)?")
@@ -132,7 +128,7 @@ def trace_start(arguments: Arguments) -> int:
     import time
 
     from streamtap.cli.operations import operations
-    from streamtap.service.client import Client, file_of, own_recording
+    from streamtap.service.client import file_of, own_recording
     from streamtap.service.peers import user_name
     from streamtap.service.state import KEEP, LIMIT_BYTES, Recorded
     from streamtap.trace.text import printable
@@ -153,26 +149,17 @@ def trace_start(arguments: Arguments) -> int:
                 started_ns=time.time_ns(),
             )
         )
-        error = _first_error(chosen, session.name) if isinstance(chosen, Client) else None
+        now = next((one for one in chosen.sessions() if one.name == session.name), None)
+    if now is not None and now.error:
+        raise StreamtapError(
+            f"session {session.name} does not record: {printable(now.error)}",
+            f"it is tried again and again; to give it up: streamtap trace stop {session.name}",
+        )
     files = ", ".join(printable(path) for path in session.outputs)
     print(f"session {session.name}: {files}")
-    if error is None:
+    if now is None or not now.running:
         say("streamtap: it records as soon as the service runs: sudo streamtap start")
-    elif error:
-        say(f"streamtap: it does not record yet, and tries again: {printable(error, 1000)}")
     return 0
-
-
-def _first_error(service: "Client", name: str) -> str:
-    """Why a session that just began cannot record, as far as it is known soon; "" otherwise."""
-    import time
-
-    until = time.monotonic() + SOON_S
-    while True:
-        error = "".join(one.error for one in service.sessions() if one.name == name)
-        if error or time.monotonic() >= until:
-            return error
-        time.sleep(0.02)
 
 
 def trace_stop(arguments: Arguments) -> int:

@@ -30,7 +30,7 @@ from streamtap.events import (
     StateChanged,
 )
 from streamtap.service.board import Board
-from streamtap.service.connection import Connection
+from streamtap.service.connection import LATER, Connection, Later
 from streamtap.service.control import ControlServer
 from streamtap.service.ledger import open_ledger
 from streamtap.service.listening import is_served
@@ -71,6 +71,7 @@ STREAM_BYTES = 1 << 20  # on the way to a recorder, of one session
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 DESCRIPTORS = 65536  # a session takes three of a recorder
 _STOPS = frozenset((signal.SIGTERM, signal.SIGINT))
+OPEN_S = 5.0  # for a recorder to open its files; a disk may hang
 FINISH_S = 10.0  # for what the rings hold at the end
 _log = logging.getLogger(__name__)
 
@@ -112,8 +113,13 @@ class Keeper:
                 left=self._on_gone,
             )
             self._recorders = Recorders(
-                self._selector, report=self._on_recorder, lost=self._on_lost
+                self._selector,
+                report=self._on_recorder,
+                begun=self._on_begun,
+                lost=self._on_lost,
             )
+            # Who waits for the files of a session to be opened: until when, and the reply.
+            self._starting: dict[str, tuple[float, Connection, Recorded]] = {}
         except BaseException:
             self._server.close()
             self._registry.close()
@@ -170,6 +176,9 @@ class Keeper:
         self._registry.driver.callouts.told()
         self._parser.look_after()
         self._recorders.look_after()
+        now = time.monotonic()
+        for name in [name for name, (until, *_) in self._starting.items() if until <= now]:
+            self._on_begun(name)
 
     def _end(self) -> None:
         """What the rings hold is read to its end; then nobody reads, and what passes is counted,
@@ -242,7 +251,7 @@ class Keeper:
                 self._stop = "hold" if request.hold else "stop"
                 return None
             case TraceStart():
-                return self._trace_start(peer, request)
+                return self._trace_start(peer, request, client)
             case TraceStop():
                 return self._trace_stop(request.name)
             case Attach():
@@ -357,7 +366,7 @@ class Keeper:
         stopped = [info for info in self._registry.sessions() if info.name not in running]
         return [*running.values(), *stopped]
 
-    def _trace_start(self, peer: Peer, request: TraceStart) -> Recorded:
+    def _trace_start(self, peer: Peer, request: TraceStart, client: Connection) -> Later:
         stored = request.recorded(peer.uid, peer.user, time.time_ns())
         if stored.name in self._sessions:
             raise AlreadyExists(f"there is a session {stored.name} already")
@@ -369,7 +378,8 @@ class Keeper:
         except BaseException:
             self._registry.remove_session(stored.name)
             raise
-        return stored
+        self._starting[stored.name] = time.monotonic() + OPEN_S, client, stored
+        return LATER
 
     def _record(self, stored: Recorded, mask: int | None = None) -> None:
         ours, theirs = _stream()
@@ -386,6 +396,7 @@ class Keeper:
 
     def _trace_stop(self, name: str) -> Recorded:
         gone = self._registry.remove_session(name)
+        self._on_begun(name)
         session = self._sessions.get(name)
         if session is not None:
             self._parser.detach(session)
@@ -443,6 +454,12 @@ class Keeper:
                 return
             self._parser.attach(session)
             self._on_recorder(name, "")
+
+    def _on_begun(self, name: str) -> None:
+        """Whether a session records is known: who started it is answered."""
+        if name in self._starting:
+            _, client, stored = self._starting.pop(name)
+            client.finish(stored)
 
     def _on_recorder(self, name: str, error: str) -> None:
         """What a recorder says of a session that it cannot go on with."""

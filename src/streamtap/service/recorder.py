@@ -105,8 +105,8 @@ class Counters(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """From the recorder: one of these. counters: of a session, at most once a second. ended: the
-    last word on a session."""
+    """From the recorder: one of these. counters: of a session, once its outputs were tried, and
+    then at most once a second. ended: the last word on a session."""
 
     confined: Confined | None = None
     failed: Failed | None = None
@@ -314,6 +314,7 @@ class Recorder:
             self._selector.register(
                 session.stream, selectors.EVENT_READ, lambda: self._on_stream(session)
             )
+            self.tell(Answer(counters=session.counters))  # each output is open, or has failed
 
     def _on_stream(self, session: Session) -> None:
         if self._sessions.get(session.name) is not session:

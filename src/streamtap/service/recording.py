@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -30,7 +30,9 @@ _answers = msgspec.json.Decoder(Answer)
 
 class Recorders:
     """report: called with the name of a session and why it does not record, "" once it does
-    again. lost: called with the name of a session whose recorder ended; it wants a new stream.
+    again. begun: called with the name of a session once its outputs were tried: those that failed
+    are reported. lost: called with the name of a session whose recorder ended; it wants a new
+    stream.
     dropped: records of a session that its recorder could not write.
     """
 
@@ -39,10 +41,12 @@ class Recorders:
         selector: selectors.BaseSelector,
         *,
         report: Callable[[str, str], None],
+        begun: Callable[[str], None],
         lost: Callable[[str], None],
     ) -> None:
         self._selector = selector
         self._report = report
+        self._begun = begun
         self._lost = lost
         self._recorders: dict[int, _Recorder] = {}  # by user
         self._waiting: list[tuple[float, str]] = []
@@ -66,7 +70,7 @@ class Recorders:
             )
         order = Order(record=Record(stored.name, stored.outputs, stored.limit_bytes, stored.keep))
         recorder.order(order, stream)
-        recorder.sessions.add(stored.name)
+        recorder.sessions[stored.name] += 1
         self._before[stored.name] = self.dropped.setdefault(stored.name, 0)
         self._watch(recorder)
 
@@ -112,8 +116,11 @@ class Recorders:
         elif (counters := answer.counters or answer.ended) and said.session in self._before:
             now = counters.dropped + counters.cut + counters.damaged
             self.dropped[said.session] = self._before[said.session] + now
+            if answer.counters is not None:
+                self._begun(said.session)
         if answer.ended is not None:
-            recorder.sessions.discard(said.session)
+            recorder.sessions[said.session] -= 1
+            recorder.sessions += Counter()  # without those that are 0
 
     def _ended(self, recorder: "_Recorder") -> None:
         self._release(recorder)
@@ -123,6 +130,7 @@ class Recorders:
         for name in recorder.sessions:
             self.later(name)
             self._report(name, "its recorder ended")
+            self._begun(name)
 
     def forget(self, name: str) -> None:
         """The session is stopped for good."""
@@ -179,11 +187,12 @@ class Recorders:
 
 
 class _Recorder:
-    """A recorder process, with the rights of one user. sessions: that it records."""
+    """A recorder process, with the rights of one user. sessions: that it records, how often: one
+    may end while the next of its name has begun."""
 
     def __init__(self, uid: int, user: str) -> None:
         self.user = user
-        self.sessions: set[str] = set()
+        self.sessions: Counter[str] = Counter()
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.link.setblocking(False)
         try:
