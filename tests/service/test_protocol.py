@@ -1,7 +1,9 @@
 """What may be said on the control socket, and what is refused."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from streamtap.errors import AlreadyExists, NotFound, PermissionMissing, StreamtapError
 from streamtap.service.bounds import Bounds
+from streamtap.service.paths import Paths
 from streamtap.service.protocol import (
     MAX_FILTERS,
     MAX_LAST_S,
@@ -26,6 +29,8 @@ from streamtap.service.protocol import (
     StatusReply,
     TraceStart,
 )
+from streamtap.service.registry import Registry
+from streamtap.service.state import Recorded
 from streamtap.service.wire import (
     VERBS,
     Malformed,
@@ -91,6 +96,28 @@ def test_what_is_no_request_is_refused_and_its_number_is_known_where_it_can_be(
     head = refused.value.head
     assert (head.id if head is not None else None) == number
     assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"limit_bytes": 1}, "limit_bytes: at least 1048576"),
+        ({"keep": 99999}, "keep: at most 10000"),
+        ({"filters": ("",)}, "filters[0]: at least 1 letter"),
+        ({"outputs": ("/a.jsonl", "/a.jsonl")}, "named twice"),
+        ({"outputs": ("/a.txt",)}, "no output"),
+    ],
+    ids=lambda one: str(one),
+)
+def test_without_a_service_no_session_is_stored_that_it_would_not_take(
+    fields: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    wanted = Recorded(name="a", selection=(), outputs=("/a.jsonl",))
+    paths = Paths(tmp_path / "state", tmp_path / "run", tmp_path / "bpf")
+    with Registry(paths) as registry:
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            registry.add_session(msgspec.structs.replace(wanted, **fields))
+        assert not registry.recorded
 
 
 @given(st.binary(max_size=200))

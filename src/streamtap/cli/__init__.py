@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), error.hint, 2)
     except StreamtapError as error:
         return _complain(str(error), error.hint, error.exit_code)
+    except UnicodeEncodeError as error:
+        return _complain(f"{error.object!a} is no text in UTF-8, which alone is kept", "", 2)
     except ValueError as error:
         return _complain(str(error), "", 2)
     except OSError as error:

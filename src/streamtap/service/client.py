@@ -41,13 +41,11 @@ from streamtap.service.protocol import (
     Status,
     StatusReply,
     Stop,
-    TraceStart,
     TraceStop,
-    check_session,
 )
 from streamtap.service.state import KEEP, LIMIT_BYTES, Filter, Recorded
 from streamtap.service.stream import Lines, Records
-from streamtap.service.wire import decode_reply, encode_request, error_of
+from streamtap.service.wire import checked, decode_reply, encode_request, error_of, request_of
 
 END_S = 60.0  # for what the rings hold, and for recordings to be written
 TIMEOUT_S = 60.0  # a service that is asked much makes its clients wait
@@ -160,11 +158,7 @@ class Client:
         return self.remove_session(name)
 
     def add_session(self, session: Recorded) -> Recorded:
-        check_session(session)
-        fields = msgspec.structs.asdict(session)
-        for name in ("uid", "user", "started_ns"):  # the service knows who asks, and when
-            del fields[name]
-        return self._ask(msgspec.convert(fields | {"verb": "trace_start"}, TraceStart), Recorded)
+        return self._ask(request_of(session), Recorded)
 
     def remove_session(self, name: str) -> Recorded:
         return self._ask(TraceStop(name=name), Recorded)
@@ -248,7 +242,9 @@ def new_filter(
     path = ""
     if kind == "exe" and "\0" not in given:
         path = _whole(given)
-    fields = {
+    if not given.strip():
+        raise ValueError(f"--{kind} needs a value")
+    fields: dict[str, object] = {
         "kind": kind,
         "given": given,
         "path": path,
@@ -257,7 +253,7 @@ def new_filter(
         "protocol": protocol,
         "content": content,
     }
-    return msgspec.convert(fields, NewFilter)
+    return checked(fields, NewFilter)
 
 
 def _whole(given: str) -> str:

@@ -23,8 +23,9 @@ from streamtap.errors import AlreadyExists, Busy, NotFound, PermissionMissing, S
 from streamtap.flows.scope import Scope, resolve
 from streamtap.protocols import by_name
 from streamtap.service.paths import Paths
-from streamtap.service.protocol import NewFilter, SessionInfo, check_session, stored
+from streamtap.service.protocol import NewFilter, SessionInfo, stored
 from streamtap.service.state import Filter, Filters, Recorded, Sessions, load, save
+from streamtap.service.wire import request_of
 from streamtap.trace import parse
 from streamtap.trace.rotation import name_of
 
@@ -198,7 +199,7 @@ class Registry:
             bit = next(free, None)
             if bit is None:
                 raise StreamtapError(
-                    f"there are {len(bits)} filters already, the most at once",
+                    f"{len(bits)} filters are the most at once, and these would be more",
                     "streamtap delcallouts removes one",
                 )
             made.append(
@@ -300,8 +301,9 @@ class Registry:
         return [stored(one) for one in self.recorded]
 
     def add_session(self, session: Recorded) -> Recorded:
-        """Raises AlreadyExists, NotFound for a filter that is not there, ValueError for words."""
-        check_session(session)
+        """Raises AlreadyExists, NotFound for a filter that is not there, ValueError for words, or
+        what the service would not take."""
+        request_of(session)
         parse(session.selection)
         if any(one.name == session.name for one in self.recorded):
             raise AlreadyExists(

@@ -1,5 +1,8 @@
 """The values of the control protocol as lines, and errors as what a reply says of them."""
 
+import re
+from typing import TypeVar
+
 import msgspec
 
 from streamtap.errors import (
@@ -18,12 +21,17 @@ from streamtap.service.protocol import (
     Failure,
     Reply,
     Request,
+    TraceStart,
+    check_session,
 )
+from streamtap.service.state import Recorded
 from streamtap.trace.jsonlines import encode_any
 from streamtap.trace.text import printable
 
 TOLD = 200  # letters of names, or of a reason, in a `control.request` record
 VERBS = tuple(str(kind.__struct_config__.tag) for kind in REQUESTS)
+T = TypeVar("T", bound=msgspec.Struct)
+_BEYOND = re.compile(r"Expected `(\w+)` (?:of length )?([<>])= (\d+) - at `\$\.?(.*)`")
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -57,6 +65,8 @@ def decode_request(line: bytes) -> AnyRequest:
         raise Malformed(f"no such verb: there are {', '.join(VERBS)}", head)
     try:
         return _requests.decode(line)
+    except msgspec.ValidationError as error:
+        raise Malformed(in_words(error), head) from None
     except ValueError as error:
         raise Malformed(str(error), head) from None
 
@@ -93,6 +103,37 @@ def decode_reply(line: bytes) -> Reply:
 def _reply(number: int | None, version: str, kind: bytes, value: object) -> bytes:
     head = msgspec.json.encode({"id": number, "version": version})
     return head[:-1] + b',"' + kind + b'":' + encode_any(value) + b"}\n"
+
+
+# --- what a person asks for -------------------------------------------------------------------
+
+
+def checked(fields: dict[str, object], form: type[T]) -> T:
+    """Fields as the service would take them. Raises ValueError in words for a person."""
+    try:
+        return msgspec.convert(fields, form)
+    except msgspec.ValidationError as error:
+        raise ValueError(in_words(error)) from None
+
+
+def in_words(error: msgspec.ValidationError) -> str:
+    """`name: at most 255 letters`, for what is beyond its bounds."""
+    found = _BEYOND.fullmatch(str(error))
+    if found is None:
+        return str(error)
+    kind, sign, bound, field = found.groups()
+    letters = " letter" if bound == "1" else " letters"
+    unit = {"str": letters, "array": " of them"}.get(kind, "")
+    return f"{field or 'this'}: at {'most' if sign == '<' else 'least'} {bound}{unit}"
+
+
+def request_of(session: Recorded) -> TraceStart:
+    """What starts such a session; the service knows who asks, and when. Raises ValueError."""
+    check_session(session)
+    fields = msgspec.structs.asdict(session)
+    for name in ("uid", "user", "started_ns"):
+        del fields[name]
+    return checked(fields | {"verb": "trace_start"}, TraceStart)
 
 
 # --- errors ----------------------------------------------------------------------------------

@@ -57,7 +57,9 @@ def parse(words: Iterable[str]) -> Selection:
     for word in words:
         component, at, level = word.partition("@")
         component, colon, flags = component.partition(":")
-        if not word.strip() or (at and not level.strip()) or (colon and not flags.strip(", ")):
+        if not word.strip():
+            raise ValueError(f"{word!r} chooses nothing: write COMPONENT[:FLAG,...][@LEVEL]")
+        if (at and not level.strip()) or (colon and not flags.strip(", ")):
             raise ValueError(f"{word!r} is cut short: write COMPONENT[:FLAG,...][@LEVEL]")
         provider = _plain(component)
         providers = None if provider in _ALL else [provider]
