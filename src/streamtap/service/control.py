@@ -120,6 +120,11 @@ class ControlServer:
             self._listener = None
 
     @property
+    def is_there(self) -> bool:
+        """Whether clients find it by its path."""
+        return self._listener is not None and self._listener.is_there
+
+    @property
     def connections(self) -> list[Connection]:
         return [one for user in self._users.values() for one in user.connections]
 

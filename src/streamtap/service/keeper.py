@@ -150,7 +150,7 @@ class Keeper:
                 for key, events in self._selector.select(max(0.0, wait_s)):
                     key.data(events)
             self._end()
-            return 0
+            return int(self._stop == "lost")
         finally:
             signal.set_wakeup_fd(before)
             self.close()
@@ -172,6 +172,10 @@ class Keeper:
 
     def _tick(self) -> None:
         watchdog()
+        if not self._server.is_there:
+            _log.error("%s was removed: nobody can ask, and this service ends", self._paths.control)
+            self._stop = "lost"
+            return
         self._registry.refresh()
         self._registry.driver.callouts.told()
         self._parser.look_after()
@@ -187,7 +191,8 @@ class Keeper:
         registry = self._registry
         removing = self._stop == "remove"
         callouts = registry.driver.callouts
-        callouts.pause(self._stop != "hold")
+        # Another service may have begun already where the folder of this one was removed.
+        callouts.pause(self._stop not in ("hold", "lost"))
         callouts.told()
         self._parser.finish(FINISH_S)
         for session in self._sessions:

@@ -39,15 +39,31 @@ class Listener:
                     f"a service serves {path} already", "see: streamtap status"
                 ) from None
             self.socket = _listen(folder, path.name, group)
+            self._identity = _identity(path)
         except BaseException:
             os.close(self._lock)
             raise
 
+    @property
+    def is_there(self) -> bool:
+        """Whether clients find it by its path: somebody may have removed that, and another service
+        may have put its own there."""
+        return _identity(self._path) == self._identity
+
     def close(self) -> None:
         """Takes the socket away."""
-        self._path.unlink(missing_ok=True)
+        if self.is_there:
+            self._path.unlink(missing_ok=True)
         self.socket.close()
         os.close(self._lock)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _listen(folder: Path, name: str, group: int | None) -> socket.socket:
