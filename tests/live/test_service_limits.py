@@ -255,6 +255,24 @@ def test_a_session_that_begins_when_one_of_its_name_has_just_ended_records(
         assert is_alive(recorder)
 
 
+def test_a_removal_that_cannot_be_written_changes_nothing_and_says_so(
+    service: Service, paths: Paths, program: Path
+) -> None:
+    with service.client() as client:
+        client.add([new_filter("exe", str(program), name="one")])
+        in_the_way = paths.state / ".filters.json.new"
+        in_the_way.mkdir()
+        done = streamtap(paths, "delcallouts")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "filters.json cannot be written" in done.stderr
+        assert [one.name for one in client.filters()] == ["one"]
+    in_the_way.rmdir()
+    done = streamtap(paths, "delcallouts")
+    assert done.returncode == 0, done.stderr
+    assert service.process.wait(10) == 0
+    assert not paths.bpf.exists()
+
+
 def test_a_full_disk_costs_the_records_of_its_session_alone(
     paths: Paths, program: Path, puppet: Callable[..., Puppet], tmp_path: Path
 ) -> None:

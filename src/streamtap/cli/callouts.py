@@ -169,13 +169,17 @@ def _is_meant(one: "Filter", kind: str, text: str) -> bool:
 
 def _remove_all() -> int:
     from streamtap.cli.operations import operations
+    from streamtap.errors import StreamtapError
     from streamtap.service.client import Client
+    from streamtap.service.paths import Paths
     from streamtap.service.unit import remove
 
     with operations() as chosen:
         chosen.remove()
         if isinstance(chosen, Client):
             chosen.wait_until_ended()
+            if Paths.of_environment().pins.exists():
+                raise StreamtapError("the callouts are there still", "streamtap delcallouts")
     if (unit := remove()) is not None:
         print(f"removed {unit}")
     print("removed filters and callouts")

@@ -250,6 +250,7 @@ class Keeper:
                 self._switch(request)
                 return None
             case Remove():
+                self._registry.clear()  # what may fail is answered
                 self._stop = "remove"
                 return None
             case Stop():

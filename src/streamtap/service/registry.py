@@ -234,18 +234,22 @@ class Registry:
 
     def remove(self) -> None:
         """Filters, callouts and pins, of other versions too. Sessions stay."""
+        self.clear()
         if self._driver is not None:
             self._driver.callouts.close()
             self._driver = None
         self._temporary.clear()
-        if self._filters.filters or not self._filters.enabled:
-            self._save((), enabled=True)
         require_rights()
         library()
         for folder in (self.paths.pins, *self._other_folders()):
             Pins(folder).remove()
         with contextlib.suppress(OSError):
             self.paths.bpf.rmdir()
+
+    def clear(self) -> None:
+        """No filter is kept on disk; the callouts have them until `remove`."""
+        if self._filters.filters or not self._filters.enabled:
+            self._save((), enabled=True)
 
     def enable(self, name: str | None = None) -> None:
         self._switch(name, True)
