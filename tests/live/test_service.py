@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from helpers.live import Puppet, copy_interpreter, eventually, join, leave, say
+from helpers.live import DEADLINE_S, Puppet, copy_interpreter, eventually, join, leave, say
 from helpers.places import environment_of, place
 from helpers.services import RUN, Service, is_alive, open_bpf
 from streamtap.capture.pins import Pins
+from streamtap.errors import Busy, StreamtapError
 from streamtap.events import FlowClosed, FlowOpened, Record, StreamGap
 from streamtap.service.client import new_filter
 from streamtap.service.paths import Paths
@@ -250,6 +253,45 @@ def test_there_is_one_service_at_a_time(service: Service) -> None:
     assert "AlreadyRunning" in second.stderr
     with service.client() as client:
         assert client.status().pid == service.process.pid
+
+
+def test_a_service_whose_folder_is_removed_can_be_reached_again(
+    service: Service, program: Path
+) -> None:
+    with service.client() as client:
+        client.add([str(program)])
+    for swept in (service.paths.run, service.paths.control):
+        shutil.rmtree(swept) if swept.is_dir() else swept.unlink()
+        eventually(service.paths.control.is_socket, "it is there again")
+        with service.client() as client:
+            assert client.status().pid == service.process.pid
+        with pytest.raises(Busy):
+            Registry(service.paths)
+
+
+def test_a_service_whose_place_was_taken_gives_way(service: Service, program: Path) -> None:
+    """Also while it was stopped, so that the other one finds neither lock nor socket."""
+    service.process.send_signal(signal.SIGSTOP)
+    shutil.rmtree(service.paths.run)
+    with Service(service.paths) as second:
+        service.process.send_signal(signal.SIGCONT)
+        assert service.process.wait(DEADLINE_S) == 0
+        with second.client() as client:
+            client.add([str(program)])
+            assert client.status().pid == second.process.pid
+
+
+def test_a_removal_that_cannot_be_written_down_is_refused_and_all_goes_on(
+    service: Service, program: Path
+) -> None:
+    with service.client() as client:
+        client.add([str(program)])
+        (service.paths.state / ".filters.json.new").mkdir()  # where it would be written first
+        with pytest.raises(StreamtapError, match="cannot be written"):
+            client.remove()
+        assert [one.scope.given for one in client.filters()] == [str(program)]
+        assert client.status().filters == 1
+    assert Pins(service.paths.pins).links
 
 
 def test_disabling_one_filter_ends_its_flows_and_enabling_begins_them_anew(

@@ -336,19 +336,6 @@ def test_a_recorder_that_hangs_holds_up_nobody(service: Service, tmp_path: Path)
     assert service.stop() == 0
 
 
-def test_a_service_whose_folder_is_removed_ends_and_leaves_the_next_one_alone(
-    service: Service, paths: Paths
-) -> None:
-    for name in ("control.sock", "control.lock", "lock"):
-        (paths.run / name).unlink()
-    with Service(paths) as other:
-        assert service.process.wait(10) == 1
-        assert "was removed" in service.log
-        with other.client() as client:
-            assert client.status().pid == other.process.pid
-        assert other.stop() == 0
-
-
 def test_a_command_line_that_takes_a_pattern_for_ever_costs_a_moment(
     service: Service, puppet: Callable[..., Puppet]
 ) -> None:

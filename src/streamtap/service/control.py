@@ -109,20 +109,29 @@ class ControlServer:
         self._listener = Listener(self._path, self._gid)
         self.selector.register(self._listener.socket, selectors.EVENT_READ, self._accept)
 
+    @property
+    def is_there(self) -> bool:
+        """The socket can be found; its folder may have been swept."""
+        return self._listener is not None and self._listener.is_there
+
+    def open_again(self) -> None:
+        """Where it cannot be found; connections go on. Raises as `open` does."""
+        self._unlisten()
+        self.open()
+
     def close(self) -> None:
         """Ends all connections and takes the socket away; a second call does nothing."""
         for connection in self.connections:
             connection.close()
+        self._unlisten()
+
+    def _unlisten(self) -> None:
         if self._listener is not None:
             if self._paused_until is None:
                 self.selector.unregister(self._listener.socket)
+            self._paused_until = None
             self._listener.close()
             self._listener = None
-
-    @property
-    def is_there(self) -> bool:
-        """Whether clients find it by its path."""
-        return self._listener is not None and self._listener.is_there
 
     @property
     def connections(self) -> list[Connection]:

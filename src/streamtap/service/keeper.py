@@ -150,7 +150,7 @@ class Keeper:
                 for key, events in self._selector.select(max(0.0, wait_s)):
                     key.data(events)
             self._end()
-            return int(self._stop == "lost")
+            return 0
         finally:
             signal.set_wakeup_fd(before)
             self.close()
@@ -172,10 +172,7 @@ class Keeper:
 
     def _tick(self) -> None:
         watchdog()
-        if not self._server.is_there:
-            _log.error("%s was removed: nobody can ask, and this service ends", self._paths.control)
-            self._stop = "lost"
-            return
+        self._stay()
         self._registry.refresh()
         self._registry.driver.callouts.told()
         self._parser.look_after()
@@ -184,6 +181,28 @@ class Keeper:
         for name in [name for name, (until, *_) in self._starting.items() if until <= now]:
             self._on_begun(name)
 
+    def _stay(self) -> None:
+        """Where somebody removed the folder of the socket and the lock: nobody could reach this
+        service any more, and another one could begin beside it. If one did, this one gives way."""
+        registry, server = self._registry, self._server
+        if registry.is_locked and server.is_there:
+            return
+        path = self._paths.control
+        try:
+            ours = registry.is_locked or registry.lock_again()
+            if ours:
+                server.open_again()
+                _log.warning("%s was removed, and was made again", path)
+                self._note(ControlOpened(path=str(path)))
+        except Busy:
+            ours = not is_served(path)  # a verb, for a moment, or a service that begins
+        except (StreamtapError, OSError) as error:
+            ours = True
+            _log.debug("%s cannot be made again now: %s", path, error)
+        if not ours:
+            _log.error("%s was removed, and another process has taken our place: ended", path)
+            self._stop = "hold"
+
     def _end(self) -> None:
         """What the rings hold is read to its end; then nobody reads, and what passes is counted,
         unless the next one is about to begin."""
@@ -191,8 +210,7 @@ class Keeper:
         registry = self._registry
         removing = self._stop == "remove"
         callouts = registry.driver.callouts
-        # Another service may have begun already where the folder of this one was removed.
-        callouts.pause(self._stop not in ("hold", "lost"))
+        callouts.pause(self._stop != "hold")
         callouts.told()
         self._parser.finish(FINISH_S)
         for session in self._sessions:
@@ -250,7 +268,7 @@ class Keeper:
                 self._switch(request)
                 return None
             case Remove():
-                self._registry.clear()  # what may fail is answered
+                self._registry.forget()  # or who asks is told why not
                 self._stop = "remove"
                 return None
             case Stop():

@@ -39,31 +39,24 @@ class Listener:
                     f"a service serves {path} already", "see: streamtap status"
                 ) from None
             self.socket = _listen(folder, path.name, group)
-            self._identity = _identity(path)
+            self._made = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         except BaseException:
             os.close(self._lock)
             raise
 
     @property
     def is_there(self) -> bool:
-        """Whether clients find it by its path: somebody may have removed that, and another service
-        may have put its own there."""
-        return _identity(self._path) == self._identity
+        """Clients find it, and other services the lock."""
+        folder = self._path.parent
+        return is_same_file(self._made, self._path) and is_same_file(self._lock, folder / LOCK)
 
     def close(self) -> None:
-        """Takes the socket away."""
-        if self.is_there:
+        """Takes the socket away, if it is ours still."""
+        if is_same_file(self._made, self._path):
             self._path.unlink(missing_ok=True)
         self.socket.close()
+        os.close(self._made)
         os.close(self._lock)
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _listen(folder: Path, name: str, group: int | None) -> socket.socket:
@@ -91,6 +84,14 @@ def _listen(folder: Path, name: str, group: int | None) -> socket.socket:
     finally:
         os.close(directory)
     return listener
+
+
+def is_same_file(fd: int, path: Path) -> bool:
+    """Is the open file what `path` names now?"""
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except OSError:
+        return False
 
 
 def is_served(path: Path) -> bool:

@@ -22,6 +22,7 @@ from streamtap.driver import Driver
 from streamtap.errors import AlreadyExists, Busy, NotFound, PermissionMissing, StreamtapError
 from streamtap.flows.scope import Scope, resolve
 from streamtap.protocols import by_name
+from streamtap.service.listening import is_same_file
 from streamtap.service.paths import Paths
 from streamtap.service.protocol import NewFilter, SessionInfo, stored
 from streamtap.service.state import Filter, Filters, Recorded, Sessions, load, save
@@ -232,9 +233,14 @@ class Registry:
             driver.remove(one.bit)
         return gone
 
+    def forget(self) -> None:
+        """No filter is kept any more; what is in the kernel goes on until `remove`."""
+        if self._filters.filters or not self._filters.enabled:
+            self._save((), enabled=True)
+
     def remove(self) -> None:
         """Filters, callouts and pins, of other versions too. Sessions stay."""
-        self.clear()
+        self.forget()
         if self._driver is not None:
             self._driver.callouts.close()
             self._driver = None
@@ -245,11 +251,6 @@ class Registry:
             Pins(folder).remove()
         with contextlib.suppress(OSError):
             self.paths.bpf.rmdir()
-
-    def clear(self) -> None:
-        """No filter is kept on disk; the callouts have them until `remove`."""
-        if self._filters.filters or not self._filters.enabled:
-            self._save((), enabled=True)
 
     def enable(self, name: str | None = None) -> None:
         self._switch(name, True)
@@ -343,6 +344,23 @@ class Registry:
         after = Sessions(sessions=sessions)
         save(self.paths.sessions, after)
         self._sessions = after
+
+    # --- the lock --------------------------------------------------------------------------------
+
+    @property
+    def is_locked(self) -> bool:
+        """The lock keeps others out: its file is there."""
+        return is_same_file(self._lock, self.paths.lock)
+
+    def lock_again(self) -> bool:
+        """Where its file was removed; False where somebody else has changed the state since.
+        Raises Busy where somebody holds it, and what else making it may raise."""
+        self.paths.make()
+        lock = _lock(self.paths.lock)
+        os.close(self._lock)
+        self._lock = lock
+        kept = (load(self.paths.filters, Filters), load(self.paths.sessions, Sessions))
+        return kept == (self._filters, self._sessions)
 
     # --- the end ---------------------------------------------------------------------------------
 
