@@ -4,8 +4,9 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -155,7 +156,36 @@ def test_filters_that_are_not_there_are_told_so(places: Path) -> None:
         result = run(*words)
         assert result.returncode == 6, result.stderr
         assert "streamtap list" in result.stderr
+    dashed = run("delcallouts", "--", "-x")
+    assert (dashed.returncode, "no filter -x" in dashed.stderr) == (6, True)
     assert run("trace", "start", "a", "--filter", "chat").returncode == 6
+
+
+DAMAGE = {
+    "one name twice": ({"name": "a", "bit": 0}, {"name": "a", "bit": 1}),
+    "one bit twice": ({"name": "a", "bit": 0}, {"name": "b", "bit": 0}),
+    "a bit that is none": ({"name": "a", "bit": 64},),
+    "a negative bit": ({"name": "a", "bit": -1},),
+    "no name": ({"name": "", "bit": 0},),
+}
+
+
+@needs_root
+@pytest.mark.parametrize("filters", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("words", [["disable", "a"], ["start"], ["start", "--foreground"]])
+def test_damage_to_the_stored_filters_is_told_with_the_file(
+    places: Path, words: list[str], filters: Sequence[dict[str, Any]]
+) -> None:
+    kept = places / "state" / "filters.json"
+    kept.parent.mkdir()
+    scope = {"kind": "comm", "value": "chat", "given": "chat"}
+    made = [one | {"scope": scope} for one in filters]
+    kept.write_text(json.dumps({"version": 1, "filters": made}))
+    result = run(*words)
+    assert result.returncode == 1, result.stderr
+    error, hint = result.stderr.splitlines()
+    assert error.startswith(f"streamtap: error: {kept} is damaged: ")
+    assert hint.startswith("hint: mend it, or ")
 
 
 # --- with a service ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,12 +17,13 @@ from streamtap.capture.live import LiveSource
 from streamtap.capture.pins import Pins
 from streamtap.errors import AlreadyExists, Busy, NotFound, StreamtapError
 from streamtap.events import FlowClosed, FlowOpened, Record
+from streamtap.flows.scope import Scope
 from streamtap.model import Content
 from streamtap.pipeline import Pipeline
 from streamtap.service.paths import Paths
 from streamtap.service.protocol import NewFilter
 from streamtap.service.registry import Registry
-from streamtap.service.state import Filters, load
+from streamtap.service.state import Filter, Filters, load, save
 
 pytestmark = pytest.mark.root
 
@@ -268,6 +270,23 @@ def test_a_disk_that_takes_nothing_changes_nothing(
         assert registry.driver.callouts.enabled == 1
         assert [one.name for one in load(paths.filters, Filters).filters] == ["one"]
     assert sorted(os.listdir(paths.state)) == ["filters.json", "recordings"]
+
+
+def test_state_that_was_removed_is_written_anew(paths: Paths, program: Path) -> None:
+    with Registry(paths) as registry:
+        registry.add([exe(program, "one")])
+        shutil.rmtree(paths.state)
+        registry.add([exe(program, "two")])
+        assert [one.name for one in load(paths.filters, Filters).filters] == ["one", "two"]
+
+
+def test_a_stored_filter_that_cannot_be_meant_is_told(paths: Paths) -> None:
+    paths.make()
+    scope = Scope("uid", "no number")
+    save(paths.filters, Filters(filters=(Filter(name="one", scope=scope, bit=0),)))
+    with Registry(paths) as registry, pytest.raises(StreamtapError, match=r"damaged: filter one"):
+        registry.disable("one")
+    assert not paths.pins.exists()
 
 
 def test_killed_at_any_moment_the_state_is_whole_and_the_next_adopts_it(

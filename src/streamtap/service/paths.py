@@ -21,11 +21,16 @@ class Paths(NamedTuple):
 
     @classmethod
     def of_environment(cls) -> Self:
-        """By STREAMTAP_STATE_DIR, STREAMTAP_RUN_DIR and STREAMTAP_BPF_DIR."""
+        """By STREAMTAP_STATE_DIR, STREAMTAP_RUN_DIR and STREAMTAP_BPF_DIR. A service in the
+        background works in `/`: what is relative is made whole before."""
+
+        def path(variable: str, default: str) -> Path:
+            return Path(os.path.abspath(os.environ.get(variable) or default))
+
         return cls(
-            Path(os.environ.get("STREAMTAP_STATE_DIR") or STATE_DIR),
-            Path(os.environ.get("STREAMTAP_RUN_DIR") or RUN_DIR),
-            Path(os.environ.get("STREAMTAP_BPF_DIR") or BPF_DIR),
+            path("STREAMTAP_STATE_DIR", STATE_DIR),
+            path("STREAMTAP_RUN_DIR", RUN_DIR),
+            path("STREAMTAP_BPF_DIR", BPF_DIR),
         )
 
     @property

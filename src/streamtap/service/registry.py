@@ -79,7 +79,13 @@ class Registry:
         try:
             callouts.forget(~self._filters.known & (1 << 64) - 1)
             for one in self._filters.filters:
-                self._install(driver, one)
+                try:
+                    self._install(driver, one)
+                except ValueError as error:
+                    raise StreamtapError(
+                        f"{self.paths.filters} is damaged: filter {one.name}: {error}",
+                        "mend it, or take that filter out of the file",
+                    ) from error
             callouts.enable(self._filters.mask)
             callouts.unmark()
             callouts.attach()
@@ -191,6 +197,11 @@ class Registry:
             if new.protocol is not None:
                 by_name(new.protocol)
             scope = new.resolve(cgroup_root=self.driver.callouts.cgroups.root)
+            if any(scope.name == one.name for one in made):
+                raise AlreadyExists(
+                    f"two of these filters would be called {scope.name}",
+                    "add one after the other, with --name",
+                )
             if scope.name in names:
                 raise AlreadyExists(
                     f"there is a filter {scope.name} already",

@@ -5,7 +5,7 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -29,9 +29,9 @@ class Filter(msgspec.Struct, frozen=True):
     process: of a scope by process number, which process of all that ever had the number.
     """
 
-    name: str
+    name: Annotated[str, msgspec.Meta(min_length=1)]
     scope: Scope
-    bit: int
+    bit: Annotated[int, msgspec.Meta(ge=0, lt=64)]
     enabled: bool = True
     protocol: str | None = None
     content: Level | None = None
@@ -67,6 +67,13 @@ class Filters(msgspec.Struct, frozen=True):
     version: int = VERSION
     enabled: bool = True
     filters: tuple[Filter, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, for what somebody wrote by hand."""
+        for what in ("name", "bit"):
+            values = [getattr(one, what) for one in self.filters]
+            if len(set(values)) != len(values):
+                raise ValueError(f"two filters have the same {what}")
 
     @property
     def mask(self) -> int:
@@ -128,6 +135,7 @@ def save(path: Path, value: msgspec.Struct) -> None:
     text = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
     new = path.with_name(f".{path.name}.new")
     try:
+        path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)  # it may have been removed
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
             file.write(text)
