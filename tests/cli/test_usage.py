@@ -98,6 +98,8 @@ def test_wrong_usage_is_told_in_one_line_and_exit_code_2(words: list[str]) -> No
     assert error.startswith("streamtap: error: ")
     assert len(hints) <= 1
     assert all(line.startswith("hint: ") for line in hints)
+    assert "`" not in error, "words of a library"
+    assert "codec" not in error
 
 
 def test_behind_two_dashes_no_word_is_an_option(tmp_path: Path) -> None:

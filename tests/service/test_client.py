@@ -100,7 +100,9 @@ def test_a_path_is_made_whole_as_a_shell_would(given: str, path: str | None) -> 
     assert found == path if path is not None else found.endswith("/sh")
 
 
-@pytest.mark.parametrize(("kind", "given"), [("launch", "ls"), ("exe", ""), ("comm", "x" * 5000)])
+@pytest.mark.parametrize(
+    ("kind", "given"), [("launch", "ls"), ("exe", ""), ("comm", "x" * 5000), ("exe", "/b\udcff")]
+)
 def test_a_filter_that_cannot_be_meant_is_refused_at_once(kind: str, given: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         new_filter(kind, given)

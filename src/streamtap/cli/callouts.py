@@ -90,8 +90,8 @@ def addcallouts(arguments: Arguments) -> int:
         raise UsageError("--follow-forks needs --pid")
     if arguments.name is not None and len(given) != 1:
         raise UsageError("--name needs one scope")
-    if arguments.name == "":
-        raise UsageError("--name needs a value")
+    if arguments.name is not None and not arguments.name.strip():
+        raise UsageError("--name needs a name")
     if not given and (arguments.protocol or arguments.content):
         raise UsageError("--protocol and --content need a scope")
 
