@@ -108,6 +108,11 @@ def test_a_filter_that_cannot_be_meant_is_refused_at_once(kind: str, given: str)
         new_filter(kind, given)
 
 
+def test_a_path_that_is_no_text_is_named_in_the_error() -> None:
+    with pytest.raises(ValueError, match=r"/b\\udcff is not UTF-8"):
+        new_filter("exe", "/b\udcff")
+
+
 def test_errors_are_those_of_the_service(client: Client) -> None:
     with pytest.raises(NotFound, match="no filter curl") as raised:
         client.enable("curl")

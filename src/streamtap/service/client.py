@@ -46,6 +46,7 @@ from streamtap.service.protocol import (
 from streamtap.service.state import KEEP, LIMIT_BYTES, Filter, Recorded
 from streamtap.service.stream import Lines, Records
 from streamtap.service.wire import checked, decode_reply, encode_request, error_of, request_of
+from streamtap.trace.text import printable
 
 END_S = 60.0  # for what the rings hold, and for recordings to be written
 TIMEOUT_S = 60.0  # a service that is asked much makes its clients wait
@@ -239,11 +240,16 @@ def new_filter(
     ValueError for what cannot be meant."""
     if kind not in _SCOPES:
         raise ValueError(f"{kind!r} is no kind of scope that can be written down")
-    path = ""
-    if kind == "exe" and "\0" not in given:
-        path = _whole(given)
-    if not given.strip():
+    if not given.strip() or "\0" in given:
         raise ValueError(f"--{kind} needs a value")
+    for text in (given, name):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{printable(text)} is not UTF-8, and cannot be written down: name it by a glob"
+            ) from None
+    path = _whole(given) if kind == "exe" else ""
     fields: dict[str, object] = {
         "kind": kind,
         "given": given,
