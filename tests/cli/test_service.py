@@ -261,8 +261,10 @@ def test_a_session_that_cannot_record_says_so_when_it_is_started(running: Runnin
     failed = msgspec.structs.replace(INFO, running=False, error="/a.jsonl: Is a directory")
     running.service.answers = {"trace_start": SESSION, "sessions": [failed]}
     result = run("trace", "start", "chat", "-o", "chat.jsonl")
-    assert result.returncode == 0
-    assert result.stderr.endswith("tries again: /a.jsonl: Is a directory\n")
+    assert result.returncode == 1
+    error, hint = result.stderr.splitlines()
+    assert error == "streamtap: error: session chat does not record: /a.jsonl: Is a directory"
+    assert "trace stop chat" in hint
 
 
 def test_sessions_are_listed_with_what_became_of_their_records(running: Running) -> None:
