@@ -71,7 +71,7 @@ MEANINGS = {
     "participants": "accounts in the conversation",
     "pattern": "between whom",
     "payload": "the bytes, with credentials replaced; only with `--content full`",
-    "pid": "process that asks",
+    "pid": "process that asks; 0 where it asked before the service began",
     "protocol": "name of the parser",
     "protocol_version": "as agreed on the wire",
     "reason": "why",

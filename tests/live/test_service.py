@@ -161,6 +161,24 @@ def test_a_session_that_is_defined_while_the_service_is_stopped_records_from_its
     assert [line["number"] for line in lines] == list(range(1, len(lines) + 1))
 
 
+def test_what_is_said_is_never_recorded_without_a_record_of_who_asked_for_it(
+    paths: Paths, tmp_path: Path
+) -> None:
+    meta, full = tmp_path / "meta.jsonl", tmp_path / "full.jsonl"
+    with Registry(paths) as registry:  # while no service could record it
+        registry.add_session(Recorded(name="meta", selection=(), outputs=(str(meta),)))
+        registry.add_session(
+            Recorded(name="full", selection=(), outputs=(str(full),), content="full")
+        )
+    with Service(paths) as service:
+        assert service.stop() == 0
+    for output in (meta, full):
+        asked = [line for line in lines_of(output) if line["event"] == "control.request"]
+        told = [(one["request"], one["user"], one["uid"]) for one in asked]
+        assert ("trace_start full, content full", "root", 0) in told
+        assert not any("trace_start meta" in request for request, _, _ in told)
+
+
 def test_a_parser_that_is_killed_is_replaced_and_every_session_goes_on(
     service: Service, program: Path, speaker: Puppet, server: Puppet, tmp_path: Path
 ) -> None:

@@ -169,6 +169,15 @@ class Keeper:
         if self._unseen:
             self._note(ControlState(state=f"{self._unseen} bytes passed unseen"))
             _log.warning("%d bytes passed unseen since a service ran", self._unseen)
+        for session in self._sessions:
+            if session.content == "full":
+                # It was asked for when nobody could record that, or told in another life.
+                asked = f"trace_start {session.name}, content full"
+                self._note(
+                    ControlRequest(
+                        request=asked, user=session.user, uid=session.uid, pid=0, result="stored"
+                    )
+                )
 
     def _tick(self) -> None:
         watchdog()
