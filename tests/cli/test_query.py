@@ -206,6 +206,15 @@ def test_lines_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     assert "record 4 cannot be read" in result.stderr
 
 
+def test_a_damaged_database_is_no_mistake_of_the_question(database: Path) -> None:
+    data = bytearray(database.read_bytes())
+    data[4096:] = b"\xff" * (len(data) - 4096)  # behind the page of the schema
+    database.write_bytes(data)
+    result = run("query", str(database), "SELECT count(*) FROM records")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"{database} cannot be read" in result.stderr
+
+
 def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
     other, text = tmp_path / "other.sqlite", tmp_path / "text"
     database = sqlite3.connect(other)

@@ -9,6 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from streamtap.api import content_level
+from streamtap.capture.identity import host_key
 from streamtap.cli.ending import FAILED, SIGINT, SIGNALLED
 from streamtap.cli.outputs import Outputs
 from streamtap.cli.parsing import Arguments, say
@@ -63,7 +64,7 @@ def _records(sets: Sequence[Sequence[Path]], problems: list[str]) -> Iterator[Re
 
 def _wanted(arguments: Arguments, records: Iterator[Record]) -> Iterator[Record]:
     """Those of the flows that are asked for, with no more than is to be told."""
-    content, key = content_level(arguments.content), os.urandom(16)
+    content, key = content_level(arguments.content), host_key() or os.urandom(16)
     wanted = of_wanted_flows(arguments)
     for record in records:
         if wanted is None or (record.flow is not None and wanted(record.flow)):

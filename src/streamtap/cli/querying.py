@@ -120,8 +120,9 @@ def _run(database: sqlite3.Connection, arguments: Arguments, stop: Stop) -> None
             raise StreamtapError(
                 f"no end after {arguments.timeout:g} s", "--timeout gives more time"
             ) from error
+        what = "a recording can only be read: " if code == sqlite3.SQLITE_AUTH else ""
         raise UsageError(
-            printable(str(error), 1000), f"streamtap query {arguments.file} --schema"
+            what + printable(str(error), 1000), f"streamtap query {arguments.file} --schema"
         ) from error
 
 
