@@ -106,6 +106,14 @@ def test_records_are_chosen_and_keep_their_numbers(
     assert numbers(result.stdout) == wanted
 
 
+def test_requests_to_the_service_count_like_other_records(tmp_path: Path) -> None:
+    asked = body("control.request", request="list", user="root", uid=0, pid=1, result="granted")
+    path = recorded(tmp_path / "run.jsonl", record(asked, flow=None), count=5)
+    for words in ((), ("control",), ("--provider", "control")):
+        result = run("trace", "fmt", path, "--json", "-c", "2", *words)
+        assert numbers(result.stdout) == [1, 2], result.stderr
+
+
 def test_all_that_was_recorded_is_printed(tmp_path: Path) -> None:
     command = {
         **{"number": 1, "time_ns": TIME, "event": "msnp.command", "direction": "sent"},

@@ -65,6 +65,10 @@ class Outputs:
             self.selection = choose(arguments.provider, arguments.flag, arguments.level)
             if arguments.count is not None and not self._chosen:
                 self.selection = without_ours(self.selection)
+        # That somebody asked is told always; it counts for -c where it was chosen.
+        self._counts_asking = self._chosen and self.selection.wants(
+            ControlRequest.provider, ControlRequest.flag, ControlRequest.level
+        )
         self._still: int | None = arguments.count
         self._specs = sinks(arguments)
         self._calm = not (self._chosen or arguments.verbose)
@@ -201,7 +205,7 @@ class Outputs:
             if (
                 session.offer(record)
                 and self._still is not None
-                and type(record.body) is not ControlRequest  # told always, asked for never
+                and (self._counts_asking or type(record.body) is not ControlRequest)
             ):
                 self._still -= 1
         session.flush()

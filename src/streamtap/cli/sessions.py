@@ -96,7 +96,7 @@ def trace_rt_options(parser: Parser) -> None:
     add_choice(add)
     add_connections(add)
     add = parser.add_argument_group("end").add_argument
-    add_count(add)
+    add_count(add, "; those about streamtap itself are left out, unless words choose them")
     add("--duration", type=seconds, metavar="S", help="end after so many seconds")
     add("--strict", action="store_true", help="exit 8 if any records were missed")
     parser.set_defaults(write=None, extract=None)
