@@ -379,6 +379,27 @@ def test_damaged_state_is_put_aside_where_that_is_wanted(paths: Paths) -> None:
         assert f"watching for 0 filters; damaged state is kept in {kept}" in said
 
 
+def test_in_the_foreground_the_first_line_says_what_is_up(paths: Paths) -> None:
+    paths.make()
+    paths.filters.write_bytes(b"not JSON")
+    with subprocess.Popen(
+        [sys.executable, "-m", "streamtap", "start", "--foreground", "--force"],
+        env=environment_of(paths),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+    (kept,) = paths.state.glob("filters.json.damaged-*")
+    assert line == f"streamtap: watching for 0 filters; damaged state is kept in {kept}\n"
+
+
 def test_what_a_dead_service_left_in_its_folder_is_in_nobodys_way(paths: Paths) -> None:
     paths.make()
     with socket.socket(socket.AF_UNIX) as dead:

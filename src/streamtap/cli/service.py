@@ -56,7 +56,12 @@ def _start(*, foreground: bool = False, force: bool = False) -> int:
             raise AlreadyRunning("the service runs already", "see: streamtap status")
     paths = Paths.of_environment()
     if foreground:
-        return run(paths, ready, force=force)
+
+        def tell(status: str) -> None:
+            ready(status)
+            say(f"streamtap: {status}")
+
+        return run(paths, tell, force=force)
     paths.make()
 
     def begin(told: Ready) -> int:
