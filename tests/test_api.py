@@ -35,8 +35,8 @@ def test_every_public_name_is_there_and_no_other() -> None:
 def test_a_function_is_not_hidden_by_the_folder_of_its_name() -> None:
     import streamtap.streams.reassembler
 
-    assert streamtap.streams is streamtap.reading.streams
-    assert streamtap.streams.__module__ == "streamtap.reading"
+    assert streamtap.streams is streamtap.ordered.streams
+    assert streamtap.streams.__module__ == "streamtap.ordered"
 
 
 def test_a_capture_that_is_not_there_is_told_at_once() -> None:

@@ -11,7 +11,7 @@ PIPELINE = CORE | {"capture", "flows", "streams", "protocols", "patterns", "trac
 
 # part -> (parts of streamtap it may import besides itself, third-party packages)
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
-    "__init__": ({"api"}, set()),
+    "__init__": ({"api", "model", "ordered"}, set()),
     "__main__": ({"cli"}, set()),
     "model": (set(), {"msgspec"}),
     "errors": (set(), set()),
@@ -31,10 +31,12 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "watch": (CORE | {"capture", "demux", "holding", "pipeline"}, set()),
     "tally": ({"events"}, set()),
     "summary": ({"events", "patterns", "tally"}, {"msgspec"}),
-    "reading": (PIPELINE | {"demux", "pipeline", "tally", "__init__"}, {"msgspec"}),
+    "ordered": ({"capture", "demux", "flows", "model", "streams"}, set()),
+    "reading": (PIPELINE | {"demux", "ordered", "pipeline", "tally", "__init__"}, {"msgspec"}),
     "api": (
         PIPELINE
-        | {"demux", "holding", "pipeline", "watch", "reading", "service", "tally", "__init__"},
+        | {"demux", "holding", "ordered", "pipeline", "watch", "reading", "service", "tally"}
+        | {"__init__"},
         {"msgspec"},
     ),
     "service": (
@@ -45,7 +47,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "cli": (
         PIPELINE
         | {"pipeline", "watch", "reading", "service", "tally", "summary", "api", "demo"}
-        | {"__init__", "command", "holding", "speech"},
+        | {"__init__", "command", "holding", "ordered", "speech"},
         {"msgspec"},
     ),
 }

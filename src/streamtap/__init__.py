@@ -6,6 +6,7 @@ with streamtap.monitor("/usr/bin/curl") as records:
 """
 
 import sys
+from importlib import import_module
 from types import ModuleType
 
 __version__ = "0.1.0"
@@ -75,13 +76,19 @@ __all__ = (
 )
 
 
+# Names that need no more than a part of the package: who reads captures waits for nothing else.
+_PARTS = {
+    **dict.fromkeys(("streams", "StreamPart"), "ordered"),
+    **dict.fromkeys(("App", "Chunk", "Closed", "Direction", "Flow", "Gap"), "model"),
+}
+
+
 def __getattr__(name: str) -> object:
     """The public names, when they are first used: importing the package costs nothing."""
     if name not in __all__:
         raise AttributeError(f"module 'streamtap' has no attribute {name!r}")
-    from streamtap import api
-
-    value = globals()[name] = getattr(api, name)
+    module = import_module(f"streamtap.{_PARTS.get(name, 'api')}")
+    value = globals()[name] = getattr(module, name)
     return value
 
 

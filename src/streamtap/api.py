@@ -34,10 +34,11 @@ from streamtap.events import (
 from streamtap.flows.scope import Scope, launch, resolve
 from streamtap.holding import Holder, Local
 from streamtap.model import App, Chunk, Closed, Content, Direction, Flow, Gap
+from streamtap.ordered import StreamPart, streams
+from streamtap.ordered import choose as choose_connections
 from streamtap.pipeline import Places
 from streamtap.protocols import by_name
-from streamtap.reading import Capture, Reading, StreamPart, streams
-from streamtap.reading import choose as choose_connections
+from streamtap.reading import Capture, Reading
 from streamtap.service.client import Client, connect, new_filter
 from streamtap.service.stream import Records
 from streamtap.tally import COUNTED, Tally

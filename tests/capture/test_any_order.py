@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from helpers.corpus import Case, contents
 from helpers.packets import ACK, C, Captured, S, Talk, ethernet, fragments_of_ipv4
-from streamtap import reading
+from streamtap import ordered
 from streamtap.capture.reader import Single
 from streamtap.model import Chunk, Direction, Gap, Overlap
 
@@ -131,8 +131,8 @@ def test_streams_are_the_first_copies_in_order(exchange: Exchange, stretch: int)
     overlaps = 0
     with tempfile.NamedTemporaryFile(suffix=".pcap") as file:
         Path(file.name).write_bytes(contents(case))
-        with mock.patch.object(reading, "Single", partial(Single, stretch=stretch)):
-            parts = list(reading.streams(file.name))
+        with mock.patch.object(ordered, "Single", partial(Single, stretch=stretch)):
+            parts = list(ordered.streams(file.name))
     for _, direction, item in parts:
         if isinstance(item, Chunk):
             assert item.data is not None

@@ -17,8 +17,9 @@ from streamtap.cli.recordings import cleaned, of_wanted_flows, records_of
 from streamtap.cli.signals import Stop
 from streamtap.cli.talks import as_json, as_lines
 from streamtap.model import Content
+from streamtap.ordered import choose
 from streamtap.patterns import SignIn, clean
-from streamtap.reading import Reading, choose
+from streamtap.reading import Reading
 from streamtap.summary import Conversation, Summary
 from streamtap.trace import is_recording, parse
 from streamtap.trace.text import counted, printable

@@ -13,8 +13,9 @@ from streamtap.cli.outputs import Outputs
 from streamtap.cli.parsing import Arguments, say
 from streamtap.cli.signals import Stop
 from streamtap.model import App, Flow
+from streamtap.ordered import choose
 from streamtap.protocols import by_name
-from streamtap.reading import Reading, choose
+from streamtap.reading import Reading
 from streamtap.trace.text import counted, printable
 
 PROGRESS_S = 0.5
