@@ -15,7 +15,7 @@ from streamtap.cli.signals import Stop
 from streamtap.model import App, Flow
 from streamtap.ordered import choose
 from streamtap.protocols import by_name
-from streamtap.reading import Reading
+from streamtap.reading import Keeping, Reading
 from streamtap.trace.text import counted, printable
 
 PROGRESS_S = 0.5
@@ -38,24 +38,37 @@ def read_captures(arguments: Arguments, stop: Stop) -> int:
             time.sleep(seconds)
         return over()
 
-    reading = Reading(
-        arguments.files,
-        selection=outputs.selection,
-        chosen=choose(
-            arguments.port,
-            arguments.host,
-            tunnels=arguments.tunnels,
-            boundaries=not outputs.only_files,
-        ),
-        content=content_level(arguments.content),
-        # For bytes alone nothing need be understood.
-        protocol="opaque" if outputs.only_files else arguments.protocol,
-        wanted=_wanted(arguments),
-        taps=outputs.taps,
-        follow=arguments.follow,
-        stop=over,
-        wait=wait,
+    chosen = choose(
+        arguments.port,
+        arguments.host,
+        tunnels=arguments.tunnels,
+        boundaries=not outputs.only_files,
     )
+    reading: Reading | Keeping
+    if outputs.only_files and not outputs.selection.places:
+        reading = Keeping(
+            arguments.files,
+            chosen=chosen,
+            taps=outputs.taps,
+            wanted=_wanted(arguments),
+            follow=arguments.follow,
+            stop=over,
+            wait=wait,
+        )
+    else:
+        reading = Reading(
+            arguments.files,
+            selection=outputs.selection,
+            chosen=chosen,
+            content=content_level(arguments.content),
+            # For bytes alone nothing need be understood.
+            protocol="opaque" if outputs.only_files else arguments.protocol,
+            wanted=_wanted(arguments),
+            taps=outputs.taps,
+            follow=arguments.follow,
+            stop=over,
+            wait=wait,
+        )
     progress = Progress()
     try:
         with outputs:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -35,12 +36,15 @@ from streamtap.model import (
 INDEX = "index.jsonl"
 PIECE = 256 << 10  # bytes of a stream that are kept at most: beyond it a write costs its bytes
 HELD = 64 << 20  # the same for all streams together
+SMALL = 1024  # bytes: pieces below it are joined, for each costs some that are not counted
 RANGES = 1 << 20  # gaps that are kept for all open flows together: 16 bytes each
 
+_AT_ONCE = 1024  # IOV_MAX: pieces at a call
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_MODE, _FOLDER_MODE = 0o600, 0o700  # what was said is nobody else's business
 _UNSAFE = re.compile(r"[^0-9A-Za-z.]")  # the colons of IPv6, above all
+Bytes = bytes | bytearray | memoryview
 _encode = msgspec.json.Encoder().encode
 
 
@@ -62,8 +66,9 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class _Stream:
-    """What is known of a direction. pending: bytes still to be written. written: bytes in the file.
-    inode: of the file, once it has been made. gaps: offset, length, offset, length ..."""
+    """What is known of a direction. pending: bytes still to be written, `size` in all.
+    written: bytes in the file. inode: of the file, once it has been made.
+    gaps: offset, length, offset, length ..."""
 
     __slots__ = (
         "digest",
@@ -74,6 +79,7 @@ class _Stream:
         "inode",
         "pending",
         "role",
+        "size",
         "src",
         "written",
     )
@@ -84,7 +90,8 @@ class _Stream:
         self.role = Role.CLIENT if direction is Direction.TO_SERVER else Role.SERVER
         self.flow = f"{flow.flow_id:x}"
         self.file = f"{self.flow}_{_plain(self.src)}_{_plain(self.dst)}"
-        self.pending = bytearray()
+        self.pending: list[bytes | bytearray] = []
+        self.size = 0
         self.written = 0
         self.digest = hashlib.sha256()
         self.inode = 0
@@ -228,13 +235,19 @@ class Extract:
         return self._ranges >= RANGES and bool(gaps) and gaps[-2] + gaps[-1] == offset
 
     def _keep(self, stream: _Stream, data: bytes | memoryview) -> None:
-        pending = stream.pending
-        if not pending and len(data) >= PIECE:
-            self._put(stream, data)
+        pending, length = stream.pending, len(data)
+        if not pending and length >= PIECE:
+            self._put(stream, [data])
             return
-        pending += data
-        self._held += len(data)
-        if len(pending) >= PIECE:
+        if length >= SMALL:
+            pending.append(bytes(data))  # no copy, if it is bytes
+        elif pending and type(pending[-1]) is bytearray:
+            pending[-1] += data
+        else:
+            pending.append(bytearray(data))
+        stream.size += length
+        self._held += length
+        if stream.size >= PIECE:
             self._put_pending(stream)
         elif self._held > HELD:
             self._make_room()
@@ -242,7 +255,7 @@ class Extract:
     def _make_room(self) -> None:
         """The longest go first: most of the short ones are whole when they are written."""
         streams = [one for streams in self._flows.values() for one in streams if one is not None]
-        for stream in sorted(streams, key=lambda one: len(one.pending), reverse=True):
+        for stream in sorted(streams, key=lambda one: one.size, reverse=True):
             if self._held <= HELD // 2:
                 break
             self._put_pending(stream)
@@ -259,14 +272,13 @@ class Extract:
     # --- files -----------------------------------------------------------------------------------
 
     def _put_pending(self, stream: _Stream, *, last: bool = False) -> None:
-        pending, stream.pending = stream.pending, bytearray()
-        self._held -= len(pending)
+        pending, stream.pending = stream.pending, []
+        self._held -= stream.size
+        stream.size = 0
         if pending or not stream.inode:
             self._put(stream, pending, last=last)
 
-    def _put(
-        self, stream: _Stream, data: bytes | bytearray | memoryview, *, last: bool = False
-    ) -> None:
+    def _put(self, stream: _Stream, pieces: Sequence[Bytes], *, last: bool = False) -> None:
         """Adds to the file, which is made by that."""
         file = os.open(
             stream.file, _APPEND if stream.inode else _CREATE, _FILE_MODE, dir_fd=self._folder
@@ -277,16 +289,17 @@ class Extract:
                 if stream.inode not in (0, inode):
                     raise OSError(errno.ESTALE, f"{stream.file} was replaced by somebody else")
                 stream.inode = inode
-            _write_all(file, data)
+            _write_all(file, pieces)
         finally:
             os.close(file)
-        stream.digest.update(data)
-        stream.written += len(data)
+        for piece in pieces:
+            stream.digest.update(piece)
+            stream.written += len(piece)
 
     def _write_index(self) -> None:
         if self._lines:
             lines, self._lines = self._lines, bytearray()
-            _write_all(self._index, lines)
+            _write_all(self._index, [lines])
 
     def _fail(self, error: OSError) -> None:
         """The next flush tells; nothing more is kept until then, nor after it."""
@@ -298,10 +311,14 @@ class Extract:
         self._held = self._ranges = 0
 
 
-def _write_all(file: int, data: bytes | bytearray | memoryview) -> None:
-    written = os.write(file, data)
-    while written < len(data):
-        written += os.write(file, memoryview(data)[written:])
+def _write_all(file: int, pieces: Sequence[Bytes]) -> None:
+    for first in range(0, len(pieces), _AT_ONCE):
+        part = pieces[first : first + _AT_ONCE]
+        left = sum(map(len, part)) - os.writev(file, part)
+        if left:  # rarely: a signal, or a disk that is nearly full
+            rest = memoryview(b"".join(part))[-left:]
+            while rest:
+                rest = rest[os.write(file, rest) :]
 
 
 def _plain(end: Endpoint) -> str:
