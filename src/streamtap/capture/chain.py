@@ -8,6 +8,7 @@ records are followed one by one until they meet a lane.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from math import isqrt
 from struct import Struct
 from typing import NamedTuple
@@ -105,15 +106,18 @@ def _follow_lanes(
     stops = np.append(at[1:], stop)
     parts: list[NDArray[np.int64]] = []
     steps = max(16, len(starts) // 2)
+    least = form.shortest - form.added  # what is too short to be a record must not hold a lane
     while len(at) > _FEW_LANES:
-        places = np.empty((steps, len(at)), np.int64)
-        for row in places:
-            row[:] = at
-            # What is too short to be a record must not hold a lane where it is.
-            step = np.maximum(lengths[at], form.shortest - form.added)
-            at += step
-            at += form.added
-            np.minimum(at, last, out=at)
+        places = np.empty((steps + 1, len(at)), np.int64)
+        places[0] = at
+        for at, behind in pairwise(places):
+            step = lengths[at]
+            if least > 0:
+                np.maximum(step, least, out=step)
+            np.add(at, step, out=behind)
+            behind += form.added
+            np.minimum(behind, last, out=behind)
+        at, places = places[-1], places[:-1]
         parts.append(places.T[(places < stops).T])
         going = at < stops
         at, stops = at[going], stops[going]
