@@ -1,5 +1,6 @@
 """What a stretch of a capture says, as lists: the columns of `runs` for Python to walk."""
 
+import socket
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -8,7 +9,19 @@ import numpy as np
 
 from streamtap.capture.payloads import Payload
 from streamtap.capture.runs import HEADER_BYTES, Runs, Strands
-from streamtap.model import App
+from streamtap.model import App, Endpoint
+
+# Servers' ports above 1023. Of two ends whose beginning was not seen, the one with such a port, or
+# one below 1024, is taken for the server; where both have one, or neither, the lower one.
+SERVER_PORTS = frozenset(
+    (
+        *(1863, 5050, 5190, 5222, 5223, 5269, *range(6660, 6670), 6697, 6891, 6901),
+        *(1080, 3128, 5060, 5061, 8000, 8008, 8080, 8081, 8443, 8888, 9050),
+        *(1433, 1521, 3306, 3389, 5432, 5900, 6379, 9092, 9200, 11211, 27017),
+    )
+)
+# Of a strand's first packet: whose it is, its way (see `Strands`), its source and destination.
+First = tuple[App | None, int, Endpoint, Endpoint]
 
 
 class Batch:
@@ -62,8 +75,28 @@ class Batch:
         self.ends: list[int] = runs.ends.tolist()
         self.times_ns: list[int] = runs.times_ns.tolist()
 
-    def header_of(self, strand: int) -> bytes:
-        return self.header[strand * HEADER_BYTES : (strand + 1) * HEADER_BYTES]
+    def first_of(self, strand: int) -> First:
+        """What its first packet tells."""
+        header = self.header[strand * HEADER_BYTES : (strand + 1) * HEADER_BYTES]
+        text = socket.inet_ntop
+        if self.version[strand] == 4:
+            family = socket.AF_INET
+            source, destination = text(family, header[12:16]), text(family, header[16:20])
+        else:
+            family = socket.AF_INET6
+            source, destination = text(family, header[8:24]), text(family, header[24:40])
+        process = self.process[strand]
+        return (
+            self.apps[process] if process else None,
+            self.way[strand],
+            Endpoint(source, self.source_port[strand]),
+            Endpoint(destination, self.destination_port[strand]),
+        )
+
+    def is_from_client(self, strand: int) -> bool:
+        """By the ports alone."""
+        source, destination = self.source_port[strand], self.destination_port[strand]
+        return (not _serves(destination), destination) <= (not _serves(source), source)
 
 
 def _by_connection(strands: Strands) -> list[tuple[int, int]]:
@@ -71,3 +104,7 @@ def _by_connection(strands: Strands) -> list[tuple[int, int]]:
     changes = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
     bounds = [0, *(np.flatnonzero(changes) + 1).tolist(), len(low)]
     return list(pairwise(bounds)) if len(low) else []
+
+
+def _serves(port: int) -> bool:
+    return port < 1024 or port in SERVER_PORTS

@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 
 from streamtap.capture.batch import Batch
-from streamtap.capture.connection import BEHIND, Connection, First
+from streamtap.capture.connection import BEHIND, Connection, Ended
 from streamtap.capture.packets import ACK, FIN, RST, SYN
 from streamtap.capture.payloads import Payload
 from streamtap.capture.runs import Runs, Strands
@@ -48,7 +48,7 @@ class Connections:
         self._max_flows = max_flows
         self._table: dict[_Key, Connection] = {}
         self._closing: deque[tuple[int, _Key, Connection]] = deque()
-        self._ended: dict[_Key, Connection] = {}  # the oldest first
+        self._ended: dict[_Key, Ended] = {}  # the oldest first
         self._flows = 0
         self._now_ns = 0
 
@@ -173,6 +173,7 @@ class Connections:
         """The runs of one connection one by one, in the order of their packets."""
         steps = sorted(range(batch.run[first], batch.run[last]), key=batch.packet.__getitem__)
         table, flags_of, lengths = self._table, batch.flags, batch.length
+        strand_of, from_high_of = batch.strand, batch.from_high
         connection = table.get(key)
         for number, index in enumerate(steps):
             flags, length = flags_of[index], lengths[index]
@@ -189,7 +190,7 @@ class Connections:
                 if connection is None:
                     continue
                 table[key] = connection
-            from_high = batch.from_high[batch.strand[index]]
+            from_high = from_high_of[strand_of[index]]
             direction = _TO_SERVER if from_high is connection.client_high else _TO_CLIENT
             connection.last_ns = batch.run_last_ns[index]
             if flags & SYN and not self._greet(connection, direction, batch, index):
@@ -198,8 +199,8 @@ class Connections:
                 self._tell(connection, batch, steps[number:], items)
             if length:
                 self._segment(connection, direction, batch, index, items)
-            if batch.ack[index] >= 0:
-                connection.acks[direction] = batch.ack[index]
+            if (ack := batch.ack[index]) >= 0:
+                connection.acks[direction] = ack
             if flags & (FIN | RST):
                 self._ends(key, connection, direction, batch, index)
         if connection is not None:
@@ -260,8 +261,8 @@ class Connections:
         length = batch.length[index]
         former = self._ended.get(key)
         if former is not None and not flags & SYN:
-            side = batch.from_high[strand] is not former.client_high
-            fin = former.fins[side]
+            _, client_high, *fins = former
+            fin = fins[batch.from_high[strand] is not client_high]
             end = sequence + length & _MASK
             if not length or (fin is not None and fin - end & _MASK < 1 << 31):
                 self.passed[LATE] += 1
@@ -269,14 +270,12 @@ class Connections:
         if not length and not flags & SYN:
             self.passed[STRAY] += 1
             return None
-        first = First(batch, strand, batch.run_first_ns[index])
         self._flows += 1
-        if flags & SYN:
-            from_client = not flags & ACK
-            client_high = first.from_high is from_client
-            return Connection(self._flows, first, client_high=client_high, midstream=False)
-        client_high = first.from_high is first.is_from_client()
-        return Connection(self._flows, first, client_high=client_high, midstream=True)
+        midstream = not flags & SYN
+        from_client = batch.is_from_client(strand) if midstream else not flags & ACK
+        return Connection(
+            self._flows, batch, strand, batch.run_first_ns[index], from_client, midstream
+        )
 
     def _greet(
         self, connection: Connection, direction: Direction, batch: Batch, index: int
@@ -301,7 +300,8 @@ class Connections:
     ) -> None:
         """The opening. Where a direction's beginning was not seen, it begins with the earliest of
         what is there: its first segments may have been captured out of order."""
-        for index in steps:
+        seen = None not in connection.sequences and -1 not in connection.next
+        for index in () if seen else steps:
             side = batch.from_high[batch.strand[index]] is not connection.client_high
             sequence = batch.sequence[index]
             known = connection.sequences[side]
@@ -323,10 +323,7 @@ class Connections:
                 self._close(key, connection, items)
         while self._ended:
             key = next(iter(self._ended))
-            if (
-                len(self._ended) <= ENDED
-                and self._now_ns - self._ended[key].ended_ns <= FORGOTTEN_NS
-            ):
+            if len(self._ended) <= ENDED and self._now_ns - self._ended[key][0] <= FORGOTTEN_NS:
                 break
             del self._ended[key]
 
@@ -334,7 +331,8 @@ class Connections:
         """Told once: whoever gives up a connection takes it out of the table by this."""
         del self._table[key]
         self._ended.pop(key, None)
-        self._ended[key] = connection
+        to_server, to_client = connection.fins
+        self._ended[key] = connection.ended_ns, connection.client_high, to_server, to_client
         if not connection.told:  # nobody answered
             self.passed[UNANSWERED] += 1
             return
@@ -344,7 +342,6 @@ class Connections:
             for direction in DIRECTIONS
             if self._tells(connection, direction)
         ]
-        to_server, to_client = connection.fins
         items.append(Closed(flow_id, time_ns, connection.reason, fins=(to_server, to_client)))
 
     def _tells(self, connection: Connection, direction: Direction) -> bool:
