@@ -272,6 +272,26 @@ def test_a_disk_that_takes_nothing_changes_nothing(
     assert sorted(os.listdir(paths.state)) == ["filters.json", "recordings"]
 
 
+def test_who_adds_or_enables_a_filter_is_told_where_everything_is_disabled(
+    paths: Paths, program: Path
+) -> None:
+    def said(*words: str) -> str:
+        done = subprocess.run(
+            [*STREAMTAP, *words],
+            env=environment_of(paths),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert said("disable") == ""
+    for words in (["addcallouts", str(program), "--name", "a"], ["enable", "a"]):
+        assert said(*words) == "streamtap: everything is disabled; streamtap enable\n"
+    assert said("disable", "a") == said("enable") == said("enable", "a") == ""
+
+
 def test_state_that_was_removed_is_written_anew(paths: Paths, program: Path) -> None:
     with Registry(paths) as registry:
         registry.add([exe(program, "one")])

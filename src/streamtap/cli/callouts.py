@@ -1,5 +1,6 @@
 """`addcallouts`, `delcallouts`, `list`, `enable`, `disable`: filters that persist."""
 
+import contextlib
 import os
 import shutil
 import sys
@@ -11,9 +12,11 @@ from streamtap.cli.tables import add_json, print_json, print_table
 
 TYPE_CHECKING = False  # as `typing` has it, which is not imported: programs start faster
 if TYPE_CHECKING:
+    from streamtap.service.protocol import Operations
     from streamtap.service.state import Filter
 
 _COLUMNS = ("NAME", "STATE", "SCOPE", "PROTOCOL", "CONTENT", "ADDED")
+_DISABLED = "streamtap: everything is disabled; streamtap enable"
 _ADD = """
 Installs the callouts, which stay until delcallouts removes them: when this command has ended,
 while no service runs, and, where systemd runs the machine, after a reboot. With scopes, each
@@ -112,6 +115,8 @@ def addcallouts(arguments: Arguments) -> int:
     ]
     with operations() as chosen:
         added = chosen.add(asked)
+        if added:
+            _tell_if_disabled(chosen)
     _install_unit()
     if arguments.json:
         print_json([_row(one) for one in added])
@@ -212,7 +217,7 @@ def list(arguments: Arguments) -> int:
     if not filters:
         say("streamtap: no filters")
     elif not enabled:
-        say("streamtap: everything is disabled; streamtap enable")
+        say(_DISABLED)
     return 0
 
 
@@ -230,9 +235,21 @@ def _switch(arguments: Arguments, to: bool) -> int:
 
     with operations() as chosen:
         (chosen.enable if to else chosen.disable)(arguments.name)
+        if to and arguments.name is not None:
+            _tell_if_disabled(chosen)
     what = "everything" if arguments.name is None else printable(arguments.name)
     print(f"{'enabled' if to else 'disabled'} {what}")
     return 0
+
+
+def _tell_if_disabled(chosen: "Operations") -> None:
+    """A filter that was added or enabled is not in force yet. What was asked for is done: that the
+    service cannot be asked any more is no failure of it."""
+    from streamtap.errors import StreamtapError
+
+    with contextlib.suppress(StreamtapError):
+        if not chosen.enabled:
+            say(_DISABLED)
 
 
 # --- how they look ---------------------------------------------------------------------------
