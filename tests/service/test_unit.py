@@ -27,7 +27,8 @@ def units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine run by systemd, with a systemctl that only notes what it is asked for."""
-    monkeypatch.delenv("STREAMTAP_UNIT_DIR", raising=False)
+    for what in ("UNIT", "STATE", "RUN", "BPF"):
+        monkeypatch.delenv(f"STREAMTAP_{what}_DIR", raising=False)
     for name in ("etc", "usr", "run", "bin"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(unit, "MANAGED", tmp_path / "run")
@@ -140,6 +141,19 @@ def test_without_systemd_nothing_is_written(
     assert unit.remove() is None
     assert list(tmp_path.iterdir()) == []
     assert unit.one_line(EXECUTABLE) == f"{EXECUTABLE} start"
+
+
+@pytest.mark.parametrize("what", ["STATE", "RUN", "BPF"])
+def test_beside_another_installation_its_unit_is_left_alone(
+    systemd: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    path = unit.install("/usr/bin/streamtap")
+    assert path is not None
+    before = path.read_text(), asked(systemd)
+    monkeypatch.setenv(f"STREAMTAP_{what}_DIR", str(systemd))
+    assert unit.install(EXECUTABLE) is None
+    assert unit.remove() is None
+    assert (path.read_text(), asked(systemd)) == before
 
 
 @pytest.mark.skipif(analyze is None, reason="systemd-analyze is not installed")

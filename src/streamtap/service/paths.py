@@ -33,6 +33,10 @@ class Paths(NamedTuple):
             path("STREAMTAP_BPF_DIR", BPF_DIR),
         )
 
+    @classmethod
+    def usual(cls) -> Self:
+        return cls(Path(STATE_DIR), Path(RUN_DIR), Path(BPF_DIR))
+
     @property
     def filters(self) -> Path:
         return self.state / "filters.json"

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from streamtap.errors import PermissionMissing, StreamtapError
+from streamtap.service.paths import Paths
 
 NAME = "streamtap.service"
 TEMPLATE = Path(__file__).with_name(NAME)
@@ -20,7 +21,8 @@ _OURS = "# Written by streamtap"
 
 def install(executable: str) -> Path | None:
     """Writes the unit that starts `executable` (an absolute path), and enables it for the next
-    boot; gives its file. None where systemd does not run the machine: see `one_line`.
+    boot; gives its file. None where systemd does not run the machine: see `one_line`; and where the
+    folders of the service are others than the usual ones, of which a unit does not know.
 
     STREAMTAP_UNIT_DIR is where the unit goes instead; systemd is then told nothing. A unit that
     somebody else wrote is enabled as it is. Raises StreamtapError.
@@ -82,6 +84,8 @@ def _moved() -> str:
 def _folder() -> Path | None:
     if moved := _moved():
         return Path(moved)
+    if Paths.of_environment() != Paths.usual():
+        return None  # it would start a service on other folders, or be of the one there
     return ADMINISTRATOR if MANAGED.is_dir() else None
 
 
