@@ -1,5 +1,6 @@
 """The service for real: its processes, their rights, and what becomes of what they watch."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -285,6 +286,27 @@ def test_a_service_whose_folder_is_removed_can_be_reached_again(
             assert client.status().pid == service.process.pid
         with pytest.raises(Busy):
             Registry(service.paths)
+
+
+def test_a_verb_that_holds_the_lock_for_a_moment_ends_no_service(service: Service) -> None:
+    with service.client() as client:
+        service.paths.lock.unlink()
+        with open(service.paths.lock, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            before = client.status().uptime_s
+            eventually(lambda: client.status().uptime_s > before + 2.5, "it looked twice")
+        with service.paths.lock.open() as lock:
+            eventually(lambda: not is_free(lock), "it has the lock again")
+        assert client.status().pid == service.process.pid
+
+
+def is_free(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    return True
 
 
 def test_a_service_whose_place_was_taken_gives_way(service: Service, program: Path) -> None:

@@ -110,12 +110,17 @@ class ControlServer:
         self.selector.register(self._listener.socket, selectors.EVENT_READ, self._accept)
 
     @property
-    def is_there(self) -> bool:
-        """The socket can be found; its folder may have been swept."""
-        return self._listener is not None and self._listener.is_there
+    def is_found(self) -> bool:
+        """Clients find the socket; its folder may have been swept."""
+        return self._listener is not None and self._listener.is_found
+
+    @property
+    def is_locked(self) -> bool:
+        """Other services find its lock."""
+        return self._listener is not None and self._listener.is_locked
 
     def open_again(self) -> None:
-        """Where it cannot be found; connections go on. Raises as `open` does."""
+        """Where one of both was removed; connections go on. Raises as `open` does."""
         self._unlisten()
         self.open()
 

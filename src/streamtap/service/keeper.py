@@ -194,17 +194,17 @@ class Keeper:
         """Where somebody removed the folder of the socket and the lock: nobody could reach this
         service any more, and another one could begin beside it. If one did, this one gives way."""
         registry, server = self._registry, self._server
-        if registry.is_locked and server.is_there:
+        if registry.is_locked and server.is_locked and server.is_found:
             return
         path = self._paths.control
         try:
             ours = registry.is_locked or registry.lock_again()
-            if ours:
+            if ours and not (server.is_locked and server.is_found):
                 server.open_again()
                 _log.warning("%s was removed, and was made again", path)
                 self._note(ControlOpened(path=str(path)))
-        except Busy:
-            ours = not is_served(path)  # a verb, for a moment, or a service that begins
+        except Busy:  # a verb, for a moment, or another service
+            ours = server.is_found or not is_served(path)
         except (StreamtapError, OSError) as error:
             ours = True
             _log.debug("%s cannot be made again now: %s", path, error)

@@ -45,14 +45,18 @@ class Listener:
             raise
 
     @property
-    def is_there(self) -> bool:
-        """Clients find it, and other services the lock."""
-        folder = self._path.parent
-        return is_same_file(self._made, self._path) and is_same_file(self._lock, folder / LOCK)
+    def is_found(self) -> bool:
+        """By clients, under its path."""
+        return is_same_file(self._made, self._path)
+
+    @property
+    def is_locked(self) -> bool:
+        """Other services find the lock."""
+        return is_same_file(self._lock, self._path.parent / LOCK)
 
     def close(self) -> None:
         """Takes the socket away, if it is ours still."""
-        if is_same_file(self._made, self._path):
+        if self.is_found:
             self._path.unlink(missing_ok=True)
         self.socket.close()
         os.close(self._made)
