@@ -183,7 +183,7 @@ def _in_order(
     sizes = np.diff(np.append(heads, len(part)))
     relative = (sequence[mixed] - np.repeat(sequence[mixed[heads]], sizes)).astype(np.int64)
     relative -= (relative >> 31) << 32  # as signed
-    sort = np.lexsort((relative, part))
+    sort = np.argsort((part << 32) + relative, kind="stable")  # nearly in order: that is fast
     moved = mixed[sort]
     size = length[moved]
     place = relative[sort]

@@ -36,7 +36,6 @@ REMEMBERED_ALL = 32 << 20  # the same for all: 8,192 flows remember so much, 65,
 RANGES = 16  # missing ranges that are listed; all are counted
 
 _MASK = SPACE - 1
-
 _start = itemgetter(0)
 
 
@@ -49,6 +48,12 @@ class _Piece(NamedTuple):
     data: bytes | None
     ends: Sequence[int]
     times_ns: Sequence[int]
+
+
+# Most streams have no hole: all share these until there is one, for lists cost time to make and,
+# as the collector looks at them, to have.
+_NO_RANGES: list[tuple[int, int]] = []
+_NO_PIECES: list[_Piece] = []
 
 
 class Pool:
@@ -125,7 +130,7 @@ class Reassembler:
         self.offset = offset
         self.counted = 0
         self.missing = 0
-        self.missing_ranges: list[tuple[int, int]] = []
+        self.missing_ranges = _NO_RANGES
         self.duplicates = 0
         self.overlaps = 0
         self.ignored = 0
@@ -141,7 +146,7 @@ class Reassembler:
         self._lost = 0
         self._unexplained = False  # segments were lost, and no hole has shown where
         self._recent: bytes | bytearray = b""  # the bytes that end at `offset`
-        self._held: list[_Piece] = []
+        self._held = _NO_PIECES
 
     @property
     def delivered(self) -> int:
@@ -366,6 +371,8 @@ class Reassembler:
             self._drain(segment.time_ns, out)
             return
         piece = _Piece(first, last, None if data is None else bytes(data), ends, times)
+        if not self._held:
+            self._held = []
         self._held.insert(bisect_right(self._held, first, key=_start), piece)
         self._hold(cost)
 
@@ -436,6 +443,8 @@ class Reassembler:
         ranges = self.missing_ranges
         if ranges and sum(ranges[-1]) == self.offset:
             ranges[-1] = (ranges[-1][0], ranges[-1][1] + length)
+        elif not ranges:
+            self.missing_ranges = [(self.offset, length)]
         elif len(ranges) < RANGES:
             ranges.append((self.offset, length))
         self._recent = b""
