@@ -54,8 +54,8 @@ def follow(
     if len(few) < _SAMPLE or records < _FEW:
         more, at = _follow_plainly(data, at, stop, form)
         return np.array(few + more, np.int64), at
-    # Each lane costs a guess, each step a few calls: half as many steps as lanes is best.
-    starts = _lane_starts(at, lanes_stop, isqrt(2 * records), guess)
+    # Each lane costs a guess, each step a few calls: as many steps as lanes is best.
+    starts = _lane_starts(at, lanes_stop, isqrt(records), guess)
     lanes = _prove(data, _follow_lanes(data, starts, lanes_stop, form), starts, form)
     # Lanes look at headers only: whether the last record is one, and whole, is told here.
     more, at = _follow_plainly(data, int(lanes[-1]), stop, form)
@@ -105,7 +105,7 @@ def _follow_lanes(
     at = np.array(starts, np.int64)
     stops = np.append(at[1:], stop)
     parts: list[NDArray[np.int64]] = []
-    steps = max(16, len(starts) // 2)
+    steps = max(16, len(starts))
     least = form.shortest - form.added  # what is too short to be a record must not hold a lane
     while len(at) > _FEW_LANES:
         places = np.empty((steps + 1, len(at)), np.int64)
