@@ -108,6 +108,11 @@ def test_a_filter_that_cannot_be_meant_is_refused_at_once(kind: str, given: str)
         new_filter(kind, given)
 
 
+def test_one_path_is_not_taken_for_one_of_each_letter(client: Client) -> None:
+    with pytest.raises(TypeError, match="a sequence"):
+        client.add("/usr/bin/curl")
+
+
 def test_a_path_that_is_no_text_is_named_in_the_error() -> None:
     with pytest.raises(ValueError, match=r"/b\\udcff is not UTF-8"):
         new_filter("exe", "/b\udcff")

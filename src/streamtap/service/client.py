@@ -95,6 +95,8 @@ class Client:
 
         temporary: they live as long as this client is open.
         """
+        if isinstance(filters, str):
+            raise TypeError("filters are a sequence: [path]")
         asked = tuple(new_filter("exe", one) if isinstance(one, str) else one for one in filters)
         added = self._ask(AddFilters(filters=asked, temporary=temporary), tuple[Filter, ...])
         self._holds |= temporary
