@@ -253,6 +253,22 @@ def test_a_failure_changes_nothing(paths: Paths, program: Path) -> None:
             Registry(paths)
 
 
+def test_the_first_filters_fail_and_nothing_is_installed(paths: Paths, program: Path) -> None:
+    with Registry(paths) as registry:
+        with pytest.raises(NotFound):
+            registry.add([exe(program), exe(Path("/no/such/program"))])
+        assert not paths.bpf.exists()
+        registry.add([exe(program)])  # it can go on
+        assert paths.pins.is_dir()
+
+
+def test_switching_where_nothing_is_installed_installs_nothing(paths: Paths) -> None:
+    with Registry(paths) as registry:
+        registry.disable()
+        assert not paths.bpf.exists()
+        assert not registry.driver.callouts.enabled
+
+
 def test_a_disk_that_takes_nothing_changes_nothing(
     paths: Paths, program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,12 +169,13 @@ class Registry:
         prepared: called with what will be in force, if it is.
         Raises AlreadyExists, what `resolve` does, and StreamtapError for more than there are bits.
         """
+        first = self._driver is None
         driver = self.driver
-        made = self._new_filters(filters, TEMPORARY_BITS if temporary else BITS)
-        if prepared is not None:
-            prepared(made)
         installed = 0
         try:
+            made = self._new_filters(filters, TEMPORARY_BITS if temporary else BITS)
+            if prepared is not None:
+                prepared(made)
             for one in made:
                 installed |= 1 << one.bit
                 self._install(driver, one)
@@ -184,6 +185,8 @@ class Registry:
                 self._save(self._filters.filters + tuple(made))
         except BaseException:
             driver.callouts.forget(installed)
+            if first and not self.adopted:
+                self._unpin()  # there were no callouts before
             raise
         self._put_in_force()
         return made
@@ -252,12 +255,15 @@ class Registry:
     def remove(self) -> None:
         """Filters, callouts and pins, of other versions too. Sessions stay."""
         self.forget()
-        if self._driver is not None:
-            self._driver.callouts.close()
-            self._driver = None
         self._temporary.clear()
         require_rights()
         library()
+        self._unpin()
+
+    def _unpin(self) -> None:
+        if self._driver is not None:
+            self._driver.callouts.close()
+            self._driver = None
         for folder in (self.paths.pins, *self._other_folders()):
             Pins(folder).remove()
         with contextlib.suppress(OSError):
@@ -283,7 +289,8 @@ class Registry:
                     for one in self._filters.filters
                 )
             )
-        self._put_in_force()
+        if self._driver is not None or self.paths.pins.is_dir():  # else it holds from then on
+            self._put_in_force()
 
     @property
     def mask(self) -> int:
