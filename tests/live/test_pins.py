@@ -321,7 +321,7 @@ def test_a_stored_filter_that_cannot_be_meant_is_told(paths: Paths) -> None:
     scope = Scope("uid", "no number")
     save(paths.filters, Filters(filters=(Filter(name="one", scope=scope, bit=0),)))
     with Registry(paths) as registry, pytest.raises(StreamtapError, match=r"damaged: filter one"):
-        registry.disable("one")
+        registry.add([])
     assert not paths.pins.exists()
 
 
