@@ -2,7 +2,7 @@
 
 The order in a helper process: import, `preload`, `close_others`, `become`, `confine`. What the
 kernel does not have is left out and told; what it has and refuses is an error. All of it belongs
-to a thread, so a process with several is refused: start helpers with `ENVIRONMENT`.
+to a thread, so a process with several is refused: start helpers with `helper_environment`.
 """
 
 import ast  # noqa: F401  (Python, for the marks in a traceback, at the first one)
@@ -35,6 +35,9 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "PYTHON_JIT": "0",
 }
+# What a helper has of the environment of who starts it: how Python finds itself, and in which words
+# and hours it speaks. The rest may hold secrets, and is no business of who reads hostile bytes.
+_PASSED = ("PYTHON", "LD_LIBRARY_PATH", "LANG", "LC_", "TZ")
 
 # linux/prctl.h
 _PR_SET_DUMPABLE = 4
@@ -73,10 +76,16 @@ class Confinement(NamedTuple):
         )
 
 
+def helper_environment() -> dict[str, str]:
+    """The environment for a helper process."""
+    passed = {name: value for name, value in os.environ.items() if name.startswith(_PASSED)}
+    return passed | ENVIRONMENT
+
+
 @contextlib.contextmanager
 def single_threaded() -> Iterator[None]:
     """What is imported meanwhile starts no threads; for a process that was not started with
-    `ENVIRONMENT`, and whose children are to have the environment it was started with."""
+    `helper_environment`, and whose children are to have the environment it was started with."""
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
     try:

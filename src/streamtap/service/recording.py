@@ -16,7 +16,7 @@ from contextlib import suppress
 
 import msgspec
 
-from streamtap.service.confine import ENVIRONMENT
+from streamtap.service.confine import helper_environment
 from streamtap.service.recorder import MAX_MESSAGE, Answer, Become, Order, Record
 from streamtap.service.state import Recorded
 
@@ -202,7 +202,7 @@ class _Recorder:
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 cwd="/",
-                env=os.environ | ENVIRONMENT,
+                env=helper_environment(),
             )
         except OSError:
             self.link.close()

@@ -1,13 +1,12 @@
 """Starting a parser: a process of its own, with the few descriptors that it is to have."""
 
-import os
 import subprocess
 import sys
 from typing import NamedTuple
 
 from streamtap.service import link
 from streamtap.service.board import Board
-from streamtap.service.confine import ENVIRONMENT
+from streamtap.service.confine import helper_environment
 from streamtap.service.link import ParserEnd, Told
 from streamtap.service.messages import SetFilters, Setup
 
@@ -45,7 +44,7 @@ def start_parser(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             cwd="/",
-            env=os.environ | ENVIRONMENT,
+            env=helper_environment(),
             pass_fds=given,
         )
     except BaseException:
