@@ -17,7 +17,7 @@ from streamtap.capture.packets import SLACK
 Payload = bytes | mmap.mmap  # of a batch: a slice of it is bytes
 
 _STEP = 64  # bytes: granules are a multiple of it
-_AT_ONCE = 1 << 19  # bytes that are copied at a time: less than a processor's own cache
+_AT_ONCE = 1 << 18  # bytes that are copied at a time: less than a processor's own cache
 
 
 class Payloads:
