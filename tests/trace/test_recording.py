@@ -144,6 +144,16 @@ def test_numbers_that_begin_anew_take_a_file_of_their_own(tmp_path: Path) -> Non
     assert (numbers(numbered(path, 1)), numbers(path)) == ([1, 2], [1])
 
 
+def test_a_service_that_starts_again_and_again_costs_no_record(tmp_path: Path) -> None:
+    path = tmp_path / "run.sqlite"
+    for turn in range(8):
+        made = recording(path, limit_bytes=MIB, keep=2)
+        made.take(lines(*range(1, turn + 2)))
+        made.close()
+    assert of_all(path, 7) == [number for turn in range(8) for number in range(1, turn + 2)]
+    assert used(tmp_path) < 3 * MIB
+
+
 def test_a_recording_of_before_the_last_boot_takes_a_file_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "run.sqlite"
     made = recording(path)

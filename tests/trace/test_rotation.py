@@ -20,8 +20,8 @@ def folder(path: Path) -> dict[str, str]:
     return {each.name: each.read_text() for each in path.iterdir()}
 
 
-def rotate(path: Path, keep: int) -> None:
-    place = make_room(path, keep)
+def rotate(path: Path, keep: int, limit_bytes: int = 1) -> None:
+    place = make_room(path, keep, limit_bytes)
     if place is None:
         path.unlink()
     else:
@@ -40,6 +40,21 @@ def test_files_move_up_and_the_oldest_goes(tmp_path: Path) -> None:
     path.write_text("8")
     rotate(path, 0)
     assert folder(tmp_path) == {}
+
+
+def test_files_that_are_not_full_are_kept_as_long_as_there_is_room(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for letter in "abcdefghij":
+        path.write_text(letter)
+        rotate(path, 2, 100)
+    assert "".join(numbered(path, n).read_text() for n in range(10, 0, -1)) == "abcdefghij"
+    for letter in "kl":
+        path.write_text(letter * 95)
+        rotate(path, 2, 100)
+    assert len(folder(tmp_path)) == 12
+    path.write_text("m" * 95)
+    rotate(path, 2, 100)
+    assert {text[0] for text in folder(tmp_path).values()} == {"l", "m"}
 
 
 @pytest.mark.parametrize("steps", range(5))
@@ -65,7 +80,7 @@ def test_a_rotation_that_is_cut_is_made_good_by_the_next(
 
         patch.setattr("os.replace", replace)
         try:
-            make_room(path, 4)
+            make_room(path, 4, 1)
         except Crashed:
             assert steps < 3
     rotate(path, 4)

@@ -200,7 +200,7 @@ class Recording:
         self._form.write(piece)
 
     def _begin_anew(self) -> None:
-        self._form.retire(make_room(self._path, self._keep))
+        self._form.retire(make_room(self._path, self._keep, self._limit))
         self._form.open()
 
     def _leave(self) -> None:
