@@ -49,7 +49,7 @@ STRETCHES = (64, 500, 1 << 16)  # bytes of the file that are read at a time
 LINK_TYPES = sorted(LINKS)
 NEXT = 0x8000  # of the length of a packet: its link is of another kind than that of the file
 KEYS = (3, 5, 7)
-GREEDY = 64 << 20  # bytes of memory that no input of this size may take
+GREEDY = 96 << 20  # bytes of memory that no input may take: a stretch of 10 MB is unpacked of some
 START_NS = 1_700_000_000_000_000_000
 
 
