@@ -1,12 +1,15 @@
 """Rings and tables that are full: nothing is lost silently."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from helpers.live import Puppet, Watcher, by_pid, join, leave, say, whole
 from streamtap.events import FlowClosed, FlowOpened, StreamGap
+from streamtap.flows.scope import resolve
 from streamtap.model import Content
 
 pytestmark = pytest.mark.root
@@ -80,6 +83,19 @@ def test_a_small_ring_with_a_stopped_reader_accounts_for_every_byte(
     )
     assert {gap.cause for gap in watch.all(StreamGap)} == {"lost"}
     assert watch.watch.drops == counters["lost_segments"]
+
+
+def test_loss_of_programs_that_were_not_judged_yet_is_counted_apart(
+    program: Path, puppet: Start, server: Puppet, watching: Watching
+) -> None:
+    watch = watching(resolve("cmdline", re.escape(str(program))), ring_bytes=MIB)
+    client = puppet(program)  # nobody has judged it while nobody looks
+    join(client, server)
+    server.begin("discard(s)")
+    client.do("s.sendall(bytes(8 << 20)); s.shutdown(socket.SHUT_WR)")
+    assert server.result() == 8 * MIB
+    counters = watch.holder.callouts.counters()
+    assert (counters["lost_segments"], counters["candidates_lost"] > 0) == (0, True)
 
 
 def test_loss_is_known_per_flow_while_it_lives(

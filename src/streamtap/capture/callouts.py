@@ -408,10 +408,11 @@ class Callouts:
         return self._map("segments").fd, self._map("control").fd
 
     def counters(self) -> dict[str, int]:
-        """Totals over all flows and CPUs; names as in `bpf/callout.h`."""
-        cpus = possible_cpus()
-        raw = self._map("counters").lookup(_u32.pack(0), layout.COUNTERS.itemsize * cpus)
-        return add_up(raw or b"")
+        """Totals over all flows and CPUs; names as in `bpf/callout.h`. candidates_lost: segments of
+        flows of which it was not known yet whether they are in scope; not in the others."""
+        size, counters = layout.COUNTERS.itemsize * possible_cpus(), self._map("counters")
+        known, candidates = (add_up(counters.lookup(_u32.pack(key), size) or b"") for key in (0, 1))
+        return known | {"candidates_lost": candidates["lost_segments"]}
 
     def list_flows(self) -> NDArray[Any]:
         """(n,) FLOW_LISTING: the connections that are marked now, with the kernel's counters."""

@@ -78,7 +78,9 @@ def print_counters(counters: dict[str, int]) -> None:
     seen, copied, left = (size(counters[f"{what}_bytes"]) for what in _BYTES)
     print(f"  seen     {segments}, {seen}: {copied} copied, {left} counted")
     lost = counted(counters["lost_segments"], "segment")
-    print(f"  lost     {lost}, {size(counters['lost_bytes'])}")
+    unsure = counters.get("candidates_lost", 0)
+    more = f"; {unsure} more of programs that were not judged yet" if unsure else ""
+    print(f"  lost     {lost}, {size(counters['lost_bytes'])}{more}")
 
 
 def flows_options(parser: Parser) -> None:

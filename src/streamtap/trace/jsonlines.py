@@ -22,7 +22,7 @@ ENVELOPE = frozenset(
         *("app", "flow", "local", "remote", "role", "peer", "direction"),
     )
 )
-_HEAD = b'{"number":'  # what a line begins with
+HEAD = b'{"number":'  # what a line begins with
 _PLAIN = [b"%d," % low for low in range(1000)]
 _PADDED = [b"%03d," % low for low in range(1000)]
 _FLOWS = 4096  # flows whose part of the line is kept
@@ -105,7 +105,7 @@ def numbered(first: int, lines: Sequence[bytes]) -> bytes:
     while at < len(lines):
         high, low = divmod(first + at, 1000)
         some = lines[at : at + 1000 - low]
-        block = [_HEAD + b"%d" % high if high else _HEAD] * (3 * len(some))
+        block = [HEAD + b"%d" % high if high else HEAD] * (3 * len(some))
         block[1::3] = (_PADDED if high else _PLAIN)[low : low + len(some)]
         block[2::3] = some
         parts += block

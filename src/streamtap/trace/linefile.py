@@ -14,21 +14,26 @@ class LineFile:
     """Lines are appended at once and whole, or not at all.
 
     A line that a crash of the machine cut is left as it is, and ended: the next one is a new line.
+    begins: with what its first line does; a file that begins in another way is somebody else's.
     size: bytes of the file, as far as they were written by us.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, begins: bytes) -> None:
         self._path = path
+        self._begins = begins
         self._file = -1
         self.size = 0
 
     def open(self) -> None:
-        """Raises OSError, also where the place is a pipe or a device."""
+        """Raises OSError, also where the place is a pipe, a device or somebody else's file."""
         file = os.open(self._path, _OPEN, _MODE)
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, "not a file", str(self._path))
+            first = os.pread(file, len(self._begins), 0).partition(b"\n")[0]
+            if not self._begins.startswith(first):  # of a line that was cut there is less
+                raise OSError(errno.EEXIST, "a file of something else", str(self._path))
             self._file, self.size = file, status.st_size
             if self.size and os.pread(file, 1, self.size - 1) != b"\n":
                 self.append(b"\n")

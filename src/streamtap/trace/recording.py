@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 from streamtap.events import Body, Record
 from streamtap.trace import sqlite
-from streamtap.trace.jsonlines import JsonLines, RecordDecoder
+from streamtap.trace.jsonlines import HEAD, JsonLines, RecordDecoder
 from streamtap.trace.linefile import LineFile
 from streamtap.trace.rotation import make_room, numbered
 from streamtap.trace.sink import Output
@@ -217,7 +217,7 @@ class Lines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = LineFile(path)
+        self._file = LineFile(path, HEAD)
         self._buffer = io.BytesIO()
         self._encoder = JsonLines(Output(self._buffer))
 
