@@ -54,6 +54,21 @@ def test_cleanup_removes_what_is_there_and_follows_no_links(
     assert (elsewhere / "kept").exists()
 
 
+def test_cleanup_leaves_what_is_not_streamtaps(tmp_path: Path) -> None:
+    """One folder for everything, which holds filters and other things too."""
+    names = ("STREAMTAP_BPF_DIR", "STREAMTAP_RUN_DIR", "STREAMTAP_STATE_DIR")
+    for name in ("lock", "control.sock", "flows", "log"):
+        (tmp_path / name).touch()
+    for name in ("filters.json", "letter.txt", "recordings/chat.jsonl", "v2x/program"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "v1" / "maps").mkdir(parents=True)
+    result = run("cleanup", env={**os.environ, **dict.fromkeys(names, str(tmp_path))})
+    assert result.returncode == 0, result.stderr
+    left = {one.name for one in tmp_path.iterdir()}
+    assert left == {"filters.json", "letter.txt", "recordings", "v2x"}
+
+
 @pytest.mark.parametrize("folder", ["/", "/sys", "//sys/../"])
 def test_cleanup_refuses_a_folder_that_cannot_be_streamtaps(folder: str) -> None:
     result = run("cleanup", "--dry-run", env={**os.environ, "STREAMTAP_BPF_DIR": folder})

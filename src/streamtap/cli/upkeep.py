@@ -8,6 +8,10 @@ from streamtap.cli.parsing import Arguments, Parser
 from streamtap.cli.tables import add_json, print_json, print_table
 from streamtap.errors import AlreadyRunning, PermissionMissing
 
+TYPE_CHECKING = False  # as `typing` has it, which is not imported: programs start faster
+if TYPE_CHECKING:
+    from streamtap.service.paths import Paths
+
 BPF_DIR = "/sys/fs/bpf/streamtap"
 RUN_DIR = "/run/streamtap"
 
@@ -44,6 +48,7 @@ def cleanup_options(parser: Parser) -> None:
     parser.description = (
         "Removes what streamtap has pinned and stored for as long as the machine runs: "
         f"$STREAMTAP_BPF_DIR ({BPF_DIR}) and $STREAMTAP_RUN_DIR ({RUN_DIR}).\n"
+        "What others keep in these folders stays.\n"
         "A monitor pins nothing and mounts nothing that others see; those that run are left "
         "alone.\nFilters are kept and come back with the service; delcallouts removes them as well."
     )
@@ -54,45 +59,50 @@ def cleanup(arguments: Arguments) -> int:
     from streamtap.service.listening import is_served
     from streamtap.service.paths import Paths
 
-    if is_served(Paths.of_environment().control):
+    paths = Paths.of_environment()
+    if is_served(paths.control):
         raise AlreadyRunning("the service runs", "sudo streamtap stop")
-    roots = (
-        os.environ.get("STREAMTAP_BPF_DIR") or BPF_DIR,
-        os.environ.get("STREAMTAP_RUN_DIR") or RUN_DIR,
-    )
     removed = 0
-    for root in roots:
-        try:
-            for path, is_directory in _below(root):
-                removed += 1
-                if arguments.dry_run:
-                    print(f"would remove {path}")
-                    continue
-                (os.rmdir if is_directory else os.unlink)(path)
-                print(f"removed {path}")
-        except PermissionError as error:
-            raise PermissionMissing(
-                f"{error.filename or root}: may not be removed: {error.strerror}", "run with sudo"
-            ) from error
+    try:
+        for path, is_directory in _ours(paths):
+            removed += 1
+            if arguments.dry_run:
+                print(f"would remove {path}")
+                continue
+            (os.rmdir if is_directory else os.unlink)(path)
+            print(f"removed {path}")
+    except PermissionError as error:
+        raise PermissionMissing(
+            f"{error.filename}: may not be removed: {error.strerror}", "run with sudo"
+        ) from error
     if not removed:
         print("nothing to remove")
     return 0
 
 
-def _below(root: str) -> Iterator[tuple[str, bool]]:
+def _ours(paths: "Paths") -> Iterator[tuple[str, bool]]:
+    """What is streamtap's in its folders, and whether it is a folder; then they themselves, where
+    there is nothing of others in them: who moves them may name any folder."""
+    for root in (paths.bpf, paths.run):
+        if len(os.path.abspath(root).strip("/").split("/")) < 2:
+            raise ValueError(f"{root} is no folder of streamtap's own")
+    for root, known in ((paths.bpf, paths.layouts), (paths.run, paths.run_files)):
+        try:
+            names = set(os.listdir(root))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for path in known:
+            if path.name in names:
+                yield from _below(str(path))
+        if names <= {path.name for path in known}:
+            yield str(root), True
+
+
+def _below(path: str) -> Iterator[tuple[str, bool]]:
     """Everything below a folder and then itself, folders after what is in them, and whether it is
-    a folder. Links are not followed. Nothing, where there is no such folder."""
-    if len(os.path.abspath(root).strip("/").split("/")) < 2:
-        raise ValueError(f"{root} is no folder of streamtap's own")
-    try:
-        mode = os.lstat(root).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    if stat.S_ISDIR(mode):
-        for name in sorted(os.listdir(root)):
-            path = os.path.join(root, name)
-            if stat.S_ISDIR(os.lstat(path).st_mode):
-                yield from _below(path)
-            else:
-                yield path, False
-    yield root, stat.S_ISDIR(mode)
+    a folder. Links are not followed."""
+    is_directory = stat.S_ISDIR(os.lstat(path).st_mode)
+    if is_directory:
+        for name in sorted(os.listdir(path)):
+            yield from _below(os.path.join(path, name))
+    yield path, is_directory

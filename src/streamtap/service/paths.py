@@ -2,6 +2,7 @@
 and what the kernel keeps. Each can be moved, to run beside another installation."""
 
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -9,6 +10,8 @@ from streamtap.capture.layout import ABI
 from streamtap.errors import PermissionMissing, StreamtapError
 
 STATE_DIR, RUN_DIR, BPF_DIR = "/var/lib/streamtap", "/run/streamtap", "/sys/fs/bpf/streamtap"
+
+_LAYOUT = re.compile(r"v[0-9]+")
 
 
 class Paths(NamedTuple):
@@ -73,6 +76,22 @@ class Paths(NamedTuple):
     def pins(self) -> Path:
         """Of this layout of maps: another one has a folder of its own."""
         return self.bpf / f"v{ABI}"
+
+    @property
+    def run_files(self) -> tuple[Path, ...]:
+        """All that the run folder holds of ours; it may be another's too."""
+        half_made = self.control.with_name(f".{self.control.name}.new")
+        served = self.control.with_name("control.lock")
+        return (self.control, half_made, served, self.lock, self.flows, self.log)
+
+    @property
+    def layouts(self) -> tuple[Path, ...]:
+        """The folders of pins that there are, of every layout; those of others left out."""
+        try:
+            found = sorted(self.bpf.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+        return tuple(one for one in found if _LAYOUT.fullmatch(one.name) and one.is_dir())
 
     def make(self) -> None:
         """The folders of state and run. Raises PermissionMissing, StreamtapError."""

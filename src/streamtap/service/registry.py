@@ -105,9 +105,7 @@ class Registry:
             Pins(folder).remove()
 
     def _other_folders(self) -> list[Path]:
-        if not self.paths.bpf.is_dir():
-            return []
-        return [folder for folder in self.paths.bpf.iterdir() if folder != self.paths.pins]
+        return [folder for folder in self.paths.layouts if folder != self.paths.pins]
 
     def _install(self, driver: Driver, one: Filter) -> None:
         scope = one.scope

@@ -31,7 +31,7 @@ from streamtap.trace.text import printable
 TOLD = 200  # letters of names, or of a reason, in a `control.request` record
 VERBS = tuple(str(kind.__struct_config__.tag) for kind in REQUESTS)
 T = TypeVar("T", bound=msgspec.Struct)
-_BEYOND = re.compile(r"Expected `(\w+)` (?:of length )?([<>])= (\d+) - at `\$\.?(.*)`")
+_BEYOND = re.compile(r"Expected `(\w+)` (?:of length )?([<>])= ([\d.]+) - at `\$\.?(.*)`")
 
 
 class Head(msgspec.Struct, frozen=True):
