@@ -14,7 +14,7 @@ import streamtap
 from helpers.control import DEADLINE_S, Running, lines_of
 from helpers.records import message, opened, record
 from streamtap.capture.inspect import LiveFlow
-from streamtap.errors import NotFound, NotRunning, ServiceError
+from streamtap.errors import NotFound, NotRunning, PermissionMissing, ServiceError
 from streamtap.flows.scope import Scope
 from streamtap.service.client import Client, new_filter
 from streamtap.service.protocol import AddFilters, Attach, SessionInfo, TraceStart, TraceStop
@@ -54,6 +54,24 @@ def running() -> Iterator[Running]:
 def client(running: Running) -> Iterator[Client]:
     with streamtap.connect(running.served.path) as one:
         yield one
+
+
+@pytest.mark.parametrize("there_is_a_group", [True, False])
+def test_who_may_not_ask_is_told_of_a_group_only_where_there_is_one(
+    there_is_a_group: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    def group(name: str) -> None:
+        if not there_is_a_group:
+            raise KeyError(name)
+
+    monkeypatch.setattr("streamtap.service.client.connect_to", connect)
+    monkeypatch.setattr("grp.getgrnam", group)
+    with pytest.raises(PermissionMissing) as raised:
+        streamtap.connect(tmp_path / "control.sock")
+    assert ("usermod" in raised.value.hint) == there_is_a_group
 
 
 def test_without_a_service_it_is_said_and_how_to_start_one(tmp_path: Path) -> None:

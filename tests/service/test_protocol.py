@@ -101,6 +101,7 @@ def test_what_is_no_request_is_refused_and_its_number_is_known_where_it_can_be(
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
+        ({"name": "a/b"}, "name: letters, digits"),
         ({"limit_bytes": 1}, "no recording of 1 bytes"),
         ({"keep": 99999}, "99999 files cannot be kept"),
         ({"filters": ("",)}, "filters[0]: at least 1 letter"),

@@ -6,6 +6,7 @@ with streamtap.connect() as service:
 """
 
 import contextlib
+import grp
 import os
 import shutil
 import socket
@@ -292,12 +293,22 @@ def _connect(path: Path) -> socket.socket:
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         raise NotRunning("the service is not running", "sudo streamtap start") from None
     except PermissionError as error:
-        raise PermissionMissing(
-            f"the service answers only root and members of the group {GROUP}: {error.strerror}",
-            f"run with sudo, or: sudo usermod -aG {GROUP} $USER",
-        ) from error
+        raise _refused(error) from error
     except OSError as error:
         raise ServiceError(f"{path}: {error.strerror}") from error
+
+
+def _refused(error: PermissionError) -> PermissionMissing:
+    try:
+        grp.getgrnam(GROUP)
+    except KeyError:  # nobody can be made a member of it
+        return PermissionMissing(
+            f"the service answers only root: {error.strerror}", "run with sudo"
+        )
+    return PermissionMissing(
+        f"the service answers only root and members of the group {GROUP}: {error.strerror}",
+        f"run with sudo, or: sudo usermod -aG {GROUP} $USER",
+    )
 
 
 def _stamped(request: Request, number: int) -> Request:

@@ -28,10 +28,12 @@ from streamtap.service.state import Recorded
 from streamtap.trace.jsonlines import encode_any
 from streamtap.trace.text import printable
 
+SESSION_NAMES = "letters, digits, '.', '_' and '-', at most 64, a letter or digit first"
 TOLD = 200  # letters of names, or of a reason, in a `control.request` record
 VERBS = tuple(str(kind.__struct_config__.tag) for kind in REQUESTS)
 T = TypeVar("T", bound=msgspec.Struct)
 _BEYOND = re.compile(r"Expected `(\w+)` (?:of length )?([<>])= ([\d.]+) - at `\$\.?(.*)`")
+_NAMED = re.compile(r"matching regex .* - at `\$\.(name)`")
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -120,7 +122,8 @@ def in_words(error: msgspec.ValidationError) -> str:
     """`name: at most 255 letters`, for what is beyond its bounds."""
     found = _BEYOND.fullmatch(str(error))
     if found is None:
-        return str(error)
+        named = _NAMED.search(str(error))
+        return f"{named[1]}: {SESSION_NAMES}" if named else str(error)
     kind, sign, bound, field = found.groups()
     letters = " letter" if bound == "1" else " letters"
     unit = {"str": letters, "array": " of them"}.get(kind, "")
