@@ -259,6 +259,24 @@ def test_after_a_crash_the_next_parser_goes_on_where_the_first_one_was(
     assert (closed["flow"], closed["sent"], closed["complete"]) == ("2", 4, True)
 
 
+def test_what_is_told_between_the_reply_to_a_session_and_its_beginning_belongs_to_it(
+    kernel: FakeKernel, start: Keep
+) -> None:
+    keeper = start()
+    first = keeper.attach("first")
+    asked_ns = time.time_ns()
+    open_flow(kernel)
+    say(kernel, b"\0told")
+    kernel.control.write(closed_record(1, sent=5, time_ns=now()))
+    keeper.until(lambda: first.of("flow.closed"), "it is over")
+    late = keeper.attach("late", 1, opening=True, asked_ns=asked_ns)
+    keeper.until(lambda: late.of("flow.closed"), "it is told all the same")
+    (opened,) = late.of("flow.opened")
+    assert not opened["midstream"]
+    (data,) = late.of("data")
+    assert (data["offset"], data["length"]) == (0, 5)
+
+
 def test_flows_that_end_while_there_is_no_parser_are_closed_by_the_next_one(
     kernel: FakeKernel, start: Keep
 ) -> None:

@@ -303,9 +303,9 @@ def test_what_is_remembered_comes_first_as_the_session_selects_it(hub: Hub) -> N
         record(message(size=3), "sent", first),
     ]
     hub.give([msgspec.structs.replace(each, time_ns=TIME + at) for at, each in enumerate(past)])
-    whole = Reader(hub, "whole", last_ns=TIME, content=Content.FULL)
-    part = Reader(hub, "part", CHAT, last_ns=TIME, filters=1, content=Content.NONE)
-    late = Reader(hub, "late", last_ns=TIME + 3)
+    whole = Reader(hub, "whole", since_ns=TIME, content=Content.FULL)
+    part = Reader(hub, "part", CHAT, since_ns=TIME, filters=1, content=Content.NONE)
+    late = Reader(hub, "late", since_ns=TIME + 3)
     hub.give([record(message(size=4), "sent", first)])
     settle(hub, whole, part, late)
     assert [line.get("size") for line in whole.lines] == [1, None, 2, 3, 4]
@@ -316,10 +316,42 @@ def test_what_is_remembered_comes_first_as_the_session_selects_it(hub: Hub) -> N
     assert all(reader.numbers == [*range(1, len(reader.lines) + 1)] for reader in (whole, part))
 
 
+def test_what_is_remembered_of_open_flows_is_not_told_twice(hub: Hub) -> None:
+    """One began within what is remembered, one before it, and of one nothing is remembered."""
+    new, old, silent = (
+        msgspec.structs.replace(FLOW, flow=name) for name in ("new", "old", "silent")
+    )
+    hub.give(
+        [
+            record(opened(), flow=new),
+            record(message(size=1, offset=70), "sent", old),
+            record(message(size=2, offset=0), "sent", new),
+        ]
+    )
+    opening = [
+        one
+        for flow in (new, old, silent)
+        for one in (
+            record(opened(midstream=True), flow=flow),
+            record(body("stream.gap", offset=0, length=100, cause="midstream"), "sent", flow),
+        )
+    ]
+    reader = Reader(hub, since_ns=TIME, opening=opening)
+    settle(hub, reader)
+    told = [(line["flow"], line["event"], line.get("length")) for line in reader.lines]
+    assert told[:4] == [
+        ("old", "flow.opened", None),
+        ("old", "stream.gap", 70),
+        ("silent", "flow.opened", None),
+        ("silent", "stream.gap", 100),
+    ]
+    assert [flow for flow, *_ in told[4:]] == ["new", "old", "new"]
+
+
 def test_protocol_events_are_not_remembered(hub: Hub) -> None:
     Reader(hub, "before")
     hub.give([record(COMMAND, "sent"), *messages(1)])
-    after = Reader(hub, "after", last_ns=0)
+    after = Reader(hub, "after", since_ns=0)
     settle(hub, after)
     assert [line["event"] for line in after.lines] == ["im.message"]
 
@@ -328,7 +360,7 @@ def test_what_the_flight_recorder_had_no_room_for_is_told() -> None:
     hub = make_hub(keep_bytes=20_000)
     given = messages(100)
     hub.give(given)
-    reader = Reader(hub, last_ns=TIME)
+    reader = Reader(hub, since_ns=TIME)
     settle(hub, reader)
     limit, *rest = reader.lines
     told = (limit["event"], limit["limit"], limit["value"])
@@ -336,7 +368,7 @@ def test_what_the_flight_recorder_had_no_room_for_is_told() -> None:
     assert limit["count"] == 100 - len(rest)
     assert 10 < len(rest) < 100
     assert [line["time_ns"] for line in rest] == [each.time_ns for each in given[-len(rest) :]]
-    nothing_missed = Reader(hub, "later", last_ns=TIME + SECOND)
+    nothing_missed = Reader(hub, "later", since_ns=TIME + SECOND)
     settle(hub, nothing_missed)
     assert nothing_missed.lines == []
 
@@ -348,12 +380,12 @@ def test_what_is_too_old_is_forgotten_whether_or_not_something_happens() -> None
     now += SECOND
     hub.give(messages(1, SECOND))
     now += 3 * SECOND // 2
-    reader = Reader(hub, last_ns=0)
+    reader = Reader(hub, since_ns=0)
     settle(hub, reader)
     assert [line["time_ns"] for line in reader.lines][-1:] == [TIME + SECOND]
     now += 3 * SECOND
     hub.flush()
-    reader = Reader(hub, "again", last_ns=0)
+    reader = Reader(hub, "again", since_ns=0)
     settle(hub, reader)
     assert reader.lines == []
 
@@ -361,7 +393,7 @@ def test_what_is_too_old_is_forgotten_whether_or_not_something_happens() -> None
 def test_more_may_be_remembered_than_may_wait_and_nothing_is_lost() -> None:
     hub = make_hub(queue_bytes=100_000)
     hub.give(messages(3000))
-    reader = Reader(hub, last_ns=0)
+    reader = Reader(hub, since_ns=0)
     assert hub.sessions["it"].queued > 1_000_000
     for at in range(100):
         hub.give(messages(1, 3000 + at))
@@ -720,7 +752,7 @@ def test_any_order_gives_each_session_its_records_with_exact_holes(
                     each for each in past if wants(selection, each) and wants(DEFAULT, each)
                 ]
                 reader = Reader(
-                    hub, name, selection, content=Content.FULL, last_ns=TIME if action[3] else None
+                    hub, name, selection, content=Content.FULL, since_ns=TIME if action[3] else None
                 )
                 small = hub.sessions[name].socket
                 small.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)

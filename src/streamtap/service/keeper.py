@@ -438,6 +438,7 @@ class Keeper:
         return gone
 
     def _attach(self, peer: Peer, request: Attach, client: Connection) -> None:
+        asked_ns = time.time_ns()
         mask = self._mask_of(request.filters)
         parse(request.selection)
         name = self._sessions.free_name(request.name or f"{peer.user}-{peer.pid}")
@@ -445,7 +446,8 @@ class Keeper:
         session = self._sessions.add_live(name, request, peer, stream, client)
         session.mask = mask
         client.when_closed(lambda: self._left(session))
-        self._parser.attach(session, last_s=request.last_s, opening=True)
+        # The reply is on its way, and the parser may be behind it.
+        self._parser.attach(session, last_s=request.last_s, opening=True, asked_ns=asked_ns)
 
     def _left(self, session: Session) -> None:
         if not self._stop:

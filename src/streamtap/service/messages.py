@@ -156,6 +156,7 @@ class Attach(Message, frozen=True, tag="attach"):
     whose flows it is told of; -1 for every flow. last_s: seconds that are told again first.
     after, dropped: where its numbers go on. resumed: the line before may be cut.
     opening: the flows that are open are told of, as if they had been found just now.
+    asked_ns: when it was asked for: what was told since then belongs to it too. 0: not known.
     """
 
     session: _Name
@@ -168,6 +169,7 @@ class Attach(Message, frozen=True, tag="attach"):
     dropped: Natural = 0
     resumed: bool = False
     opening: bool = False
+    asked_ns: Natural = 0
 
 
 class Begin(Message, frozen=True, tag="begin"):

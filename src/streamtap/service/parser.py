@@ -289,12 +289,13 @@ class Parser:
     def _listen(self, order: messages.Attach, out: socket.socket) -> None:
         """Raises ValueError for what cannot be meant."""
         selection, content = parse(order.selection), _content(order.content)
-        now_ns = time.time_ns()
+        asked_ns = order.asked_ns or time.time_ns()
+        since_ns = asked_ns if order.last_s is None else asked_ns - round(order.last_s * 1e9)
         opening: list[Record] = []
         if order.opening:
             opening = [
                 record
-                for record in self._pipeline.standing(now_ns)
+                for record in self._pipeline.standing(since_ns)
                 if record.body.place() in selection.places and _concerns(record, order.filters)
             ]
         self._hub.attach(
@@ -305,7 +306,8 @@ class Parser:
             filters=order.filters,
             after=order.after,
             dropped=order.dropped,
-            last_ns=None if order.last_s is None else now_ns - round(order.last_s * 1e9),
+            since_ns=since_ns if order.opening or order.last_s is not None else None,
+            last=order.last_s is not None,
             resumed=order.resumed,
             opening=opening,
         )

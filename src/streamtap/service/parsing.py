@@ -178,6 +178,7 @@ class ParserProcess:
         last_s: float | None = None,
         resumed: bool = False,
         opening: bool = False,
+        asked_ns: int = 0,
     ) -> None:
         number, dropped = self._board.session(session.slot)
         order = messages.Attach(
@@ -191,6 +192,7 @@ class ParserProcess:
             dropped,
             resumed,
             opening,
+            asked_ns,
         )
         self._order(order, session.stream.fileno())
 

@@ -14,7 +14,16 @@ from types import MappingProxyType
 
 from msgspec.structs import replace
 
-from streamtap.events import Body, FlowInfo, Place, Record, StreamLimit
+from streamtap.events import (
+    Body,
+    FlowIdentified,
+    FlowInfo,
+    FlowOpened,
+    Place,
+    Record,
+    StreamGap,
+    StreamLimit,
+)
 from streamtap.model import Content
 from streamtap.trace.jsonlines import LineEncoder
 from streamtap.trace.recall import KEEP_BYTES, KEEP_S, Kept, Recall
@@ -110,7 +119,8 @@ class Hub:
         filters: int = EVERY,
         after: int = 0,
         dropped: int = 0,
-        last_ns: int | None = None,
+        since_ns: int | None = None,
+        last: bool = True,
         resumed: bool = False,
         opening: Sequence[Record] = (),
     ) -> None:
@@ -118,24 +128,27 @@ class Hub:
 
         filters: mask of the filters whose flows are wanted; records of no flow always are.
         after, dropped: of a session that goes on, the number last given and the records lost.
-        last_ns: what is remembered and not older comes first. Records that the flight recorder had
-            no room for are told by a `stream.limit` before it.
+        since_ns: what is remembered and not older comes first. last: it was asked for; records that
+            the flight recorder had no room for are told by a `stream.limit` before it.
         resumed: a line feed comes first, for the line before may be cut.
-        opening: records that come before all others, whatever the selection.
+        opening: records that come before all others, whatever the selection; what is remembered
+            of the same flows is not told twice.
         Raises ValueError where there is a session of that name; `out` is then as it was.
         """
         if name in self._sessions:
             raise ValueError(f"there is a session {name!r} already")
         wants = (selection.places, filters, content)
         remembered: list[Kept] = []
-        if last_ns is not None:
+        if since_ns is not None:
             self._recall.forget(self._clock())
             remembered = [
                 (record, length)
-                for record, length in self._recall.since(last_ns)
+                for record, length in self._recall.since(since_ns)
                 if record.body.place() in selection.places and _is_in(record.flow, filters)
             ]
-            opening = (*opening, *self._missing(last_ns))
+            opening = _without([record for record, _ in remembered], opening)
+            if last:
+                opening = (*opening, *self._missing(since_ns))
         first = [(each, len(self._encode(each, content))) for each in opening]
         subscriber = Subscriber(
             out,
@@ -249,13 +262,13 @@ class Hub:
                 told[content] = self._encode(record, content)
             audience.lines.append(told[content])
 
-    def _missing(self, last_ns: int) -> Sequence[Record]:
-        count = self._recall.missing_since(last_ns)
+    def _missing(self, since_ns: int) -> Sequence[Record]:
+        count = self._recall.missing_since(since_ns)
         if not count:
             return ()
         value = self._recall.keep_bytes
         body = StreamLimit(limit="flight recorder", value=value, count=count)
-        return (Record(time_ns=last_ns, body=body),)
+        return (Record(time_ns=since_ns, body=body),)
 
     def _part(self, subscriber: Subscriber) -> None:
         """Frees everything that belongs to a session."""
@@ -298,6 +311,35 @@ class Hub:
         self.places: frozenset[Place] = self._kept_places | self._at.keys()
         least = Content.META if self._kept_places or not self._audiences else Content.NONE
         self.content = max([least, *(audience.content for audience in self._audiences.values())])
+
+
+def _without(remembered: Sequence[Record], opening: Sequence[Record]) -> list[Record]:
+    """What is said of open flows at first, where what is remembered of them follows: nothing of one
+    that is opened there; of another, what had passed ends where what is remembered begins."""
+    told: set[tuple[type[Body], str]] = set()
+    begins: dict[tuple[str, str | None], int] = {}
+    for one in remembered:
+        if one.flow is not None:
+            told.add((type(one.body), one.flow.flow))
+            key = (one.flow.flow, one.direction)
+            if (offset := getattr(one.body, "offset", None)) is not None:
+                begins[key] = min(offset, begins.get(key, offset))
+    kept = []
+    for one in opening:
+        if one.flow is not None:
+            flow = one.flow.flow
+            if (FlowOpened, flow) in told or (
+                type(one.body) is FlowIdentified and (FlowIdentified, flow) in told
+            ):
+                continue
+            if isinstance(one.body, StreamGap):
+                length = begins.get((flow, one.direction), one.body.length) - one.body.offset
+                if length <= 0:
+                    continue
+                if length < one.body.length:
+                    one = replace(one, body=replace(one.body, length=length))
+        kept.append(one)
+    return kept
 
 
 def _is_in(flow: FlowInfo | None, filters: int) -> bool:
