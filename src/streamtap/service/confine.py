@@ -35,9 +35,10 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "PYTHON_JIT": "0",
 }
-# What a helper has of the environment of who starts it: how Python finds itself, and in which words
-# and hours it speaks. The rest may hold secrets, and is no business of who reads hostile bytes.
-_PASSED = ("PYTHON", "LD_LIBRARY_PATH", "LANG", "LC_", "TZ")
+# What a helper has of the environment of who starts it: how Python finds itself, in which words and
+# hours it speaks, and which installation it is of. The rest may hold secrets, and is no business of
+# who reads hostile bytes.
+_PASSED = ("PYTHON", "LD_LIBRARY_PATH", "LANG", "LC_", "TZ", "STREAMTAP_")
 
 # linux/prctl.h
 _PR_SET_DUMPABLE = 4
