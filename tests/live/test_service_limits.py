@@ -379,6 +379,16 @@ def test_damaged_state_is_put_aside_where_that_is_wanted(paths: Paths) -> None:
         assert f"watching for 0 filters; damaged state is kept in {kept}" in said
 
 
+def test_a_restart_that_would_find_damaged_state_leaves_the_service_alone(
+    service: Service, paths: Paths
+) -> None:
+    paths.filters.write_bytes(b"not JSON")
+    done = streamtap(paths, "restart")
+    assert (done.returncode, "is damaged" in done.stderr) == (1, True)
+    with service.client() as client:
+        assert client.status().pid == service.process.pid
+
+
 def test_in_the_foreground_the_first_line_says_what_is_up(paths: Paths) -> None:
     paths.make()
     paths.filters.write_bytes(b"not JSON")

@@ -92,9 +92,21 @@ def restart(arguments: Arguments) -> int:
 
     if (client := running()) is not None:
         with client:
+            _check_state()
             client.stop(hold=True)
             client.wait_until_ended()
     return _start()
+
+
+def _check_state() -> None:
+    """What the next service would not begin with is no reason to end the one that runs. Raises
+    StreamtapError."""
+    from streamtap.service.paths import Paths
+    from streamtap.service.state import Filters, Sessions, load
+
+    paths = Paths.of_environment()
+    load(paths.filters, Filters)
+    load(paths.sessions, Sessions)
 
 
 def status(arguments: Arguments) -> int:
