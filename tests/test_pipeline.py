@@ -1,6 +1,7 @@
 """From a source's items to records: order, pairing, policy, loss, and what is never told."""
 
 import json
+from typing import Any
 
 import msgspec
 import pytest
@@ -32,7 +33,7 @@ from streamtap.model import (
 )
 from streamtap.patterns import Data, Message
 from streamtap.pipeline import Pipeline, Terms
-from streamtap.protocols.http import HttpParser
+from streamtap.protocols.http import HttpParser, HttpRequest
 from streamtap.speech import SECOND_LOOKS
 
 UP, DOWN = Direction.TO_SERVER, Direction.TO_CLIENT
@@ -247,6 +248,18 @@ def test_a_flow_joined_midstream_counts_from_its_true_beginning() -> None:
     assert (closing(records).missing, closing(records).complete) == (1000, False)
 
 
+def test_who_comes_while_a_burst_is_open_is_told_it_whole_and_once() -> None:
+    pipe, talk = Pipeline(), Talk()
+    pipe.feed([opened(), talk.say(UP, b"\0early", 1 * MS)])
+    pipe.tick(500 * MS)
+    pipe.feed([talk.say(UP, b"late", 501 * MS)])
+    (gap,) = bodies(pipe.standing(502 * MS), StreamGap)
+    (data,) = bodies(pipe.tick(900 * MS), Data)
+    assert isinstance(gap, StreamGap)
+    assert isinstance(data, Data)
+    assert (gap.offset, gap.length, data.offset, data.length) == (0, 6, 6, 4)
+
+
 def test_a_chat_joined_inside_a_message_is_understood_from_the_next_one() -> None:
     pipe, talk = Pipeline(), Talk()
     body = b"MIME-Version: 1.0\r\nContent-Type: text/plain; charset=UTF-8\r\n\r\nhi"
@@ -311,6 +324,33 @@ def test_what_breaks_before_the_protocol_is_known_ends_neither_the_flow_nor_the_
     assert [r.body.bytes for r in records if isinstance(r.body, Data)] == [1, 4]
     assert "RuntimeError" in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_what_a_parser_gave_is_told_plainly_once_its_meaning_breaks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe, talk = Pipeline(), Talk()
+    interpret = pipe.conversations.interpret
+
+    def broken(*given: Any) -> object:
+        if isinstance(given[4], HttpRequest):
+            raise KeyError("secret payload")
+        return interpret(*given)
+
+    monkeypatch.setattr(pipe.conversations, "interpret", broken)
+    records = pipe.feed(
+        [
+            opened(),
+            talk.say(UP, b"GET / HTTP/1.1\r\n\r\n", 1 * MS),
+            talk.say(DOWN, b"HTTP/1.1 204 No Content\r\n\r\n", 2 * MS),
+            talk.say(UP, b"GET /2 HTTP/1.1\r\n\r\n", 3 * MS),
+        ]
+    )
+    records += pipe.feed([Closed(1, 30 * MS, "fin", (37, 27))])
+    assert len(bodies(records, ParserFailed)) == 1
+    told = [(r.direction, r.body.bytes) for r in records if isinstance(r.body, Data)]
+    assert told == [("received", 27), ("sent", 19)]
+    assert closing(records).complete is True
 
 
 def test_a_flow_that_breaks_the_patterns_at_its_end_is_closed_all_the_same(

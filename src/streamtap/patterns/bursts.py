@@ -98,6 +98,11 @@ class Bursts:
                 burst.content += data[:room]
         return ended
 
+    def begins(self, flow_id: int, direction: Direction) -> int | None:
+        """Where the burst that a direction is in begins; None where none is open."""
+        burst = self._open.get(flow_id)
+        return burst.offset if burst is not None and burst.direction is direction else None
+
     def end(self, flow_id: int) -> Sequence[Meaning]:
         """Ends the burst of one flow."""
         burst = self._open.pop(flow_id, None)

@@ -122,6 +122,11 @@ class Conversations:
             meaning for place, data in waiting for meaning in self._plain(place, place.length, data)
         ]
 
+    def untold(self, flow: Flow, direction: Direction) -> int | None:
+        """Where the bytes of a burst begin that will be told when it ends; None where there are
+        none."""
+        return self._bursts.begins(flow.flow_id, direction)
+
     def gap(self, flow: Flow, direction: Direction, time_ns: int) -> Sequence[Meaning]:
         """Bytes of a direction are missing: what was joined before them ends."""
         ended = self._bursts.end(flow.flow_id)

@@ -424,7 +424,8 @@ class Pipeline:
 
     def standing(self, now_ns: int) -> list[Record]:
         """The flows that are open, as if they had been found at `now_ns`: midstream, with what has
-        passed of each direction as a gap. Whatever is wanted otherwise."""
+        passed of each direction, and will not be told yet, as a gap. Whatever is wanted
+        otherwise."""
         out, self._out = self._out, []
         for state in self.table:
             if state.parser is not None:
@@ -435,7 +436,9 @@ class Pipeline:
     def _stand(self, state: State, speech: Speech, now_ns: int) -> None:
         self._put(now_ns, FlowOpened(midstream=True), speech)
         for direction in Direction:
-            if passed := state.streams[direction].offset:
+            passed = state.streams[direction].offset
+            untold = self.conversations.untold(state.flow, direction)
+            if passed := passed if untold is None else min(untold, passed):
                 gap = StreamGap(offset=0, length=passed, cause="midstream")
                 self._put(now_ns, gap, speech, speech.sides[direction])
         if speech.name:
