@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import pytest
 
-from helpers.live import DEADLINE_S, Puppet, copy_interpreter, eventually, join, leave, say
+from helpers.live import Puppet, copy_interpreter, eventually, join, leave, say
 from helpers.places import environment_of, place
 from helpers.services import RUN, Service, is_alive, open_bpf
 from streamtap.capture.pins import Pins
@@ -311,16 +311,19 @@ def is_free(lock: TextIO) -> bool:
     return True
 
 
-def test_a_service_whose_place_was_taken_gives_way(service: Service, program: Path) -> None:
-    """Also while it was stopped, so that the other one finds neither lock nor socket."""
+def test_nobody_takes_the_callouts_of_a_service_that_is_only_stopped(
+    service: Service, program: Path
+) -> None:
+    """With its folder removed another one finds neither lock nor socket."""
     service.process.send_signal(signal.SIGSTOP)
     shutil.rmtree(service.paths.run)
-    with Service(service.paths) as second:
-        service.process.send_signal(signal.SIGCONT)
-        assert service.process.wait(DEADLINE_S) == 0
-        with second.client() as client:
-            client.add([str(program)])
-            assert client.status().pid == second.process.pid
+    with Registry(service.paths) as second, pytest.raises(Busy, match="another service"):
+        second.add([new_filter("exe", str(program))])
+    service.process.send_signal(signal.SIGCONT)
+    eventually(service.paths.control.is_socket, "it is there again")
+    with service.client() as client:
+        client.add([str(program)])
+        assert client.status().pid == service.process.pid
 
 
 def test_a_removal_that_cannot_be_written_down_is_refused_and_all_goes_on(

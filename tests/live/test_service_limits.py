@@ -336,6 +336,18 @@ def test_a_recorder_that_hangs_holds_up_nobody(service: Service, tmp_path: Path)
     assert service.stop() == 0
 
 
+def test_a_second_service_on_the_same_callouts_is_refused(
+    service: Service, paths: Paths, tmp_path: Path
+) -> None:
+    other = paths._replace(state=tmp_path / "other", run=tmp_path / "elsewhere")
+    for words in (("start",), ("addcallouts", "--comm", "x"), ("delcallouts", "--all")):
+        done = streamtap(other, *words)
+        assert done.returncode == 1, (words, done.stdout)
+        assert "held by another service" in done.stderr
+    with service.client() as client:
+        assert client.status().pid == service.process.pid
+
+
 def test_a_command_line_that_takes_a_pattern_for_ever_costs_a_moment(
     service: Service, puppet: Callable[..., Puppet]
 ) -> None:

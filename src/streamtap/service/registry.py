@@ -34,6 +34,7 @@ BITS = range(48)  # of filters that persist
 TEMPORARY_BITS = range(48, 64)  # of those that live as long as somebody watches
 PERSISTENT = (1 << len(BITS)) - 1
 MAX_SESSIONS = 4000
+TAKE_S = 3.0  # for a service that has lost its folder to end
 
 
 class Registry:
@@ -47,6 +48,7 @@ class Registry:
         self.paths = paths
         self.put_aside: list[Path] = []
         self._lock = _lock(paths.lock)
+        self._pins_lock = -1
         try:
             kept = self.put_aside
             self._filters = load(paths.filters, Filters, force=force, kept=kept)
@@ -73,7 +75,15 @@ class Registry:
 
     def _adopt(self) -> Driver:
         pins = Pins(self.paths.pins)
-        callouts = Callouts(pins=pins)
+        fresh = not self.paths.pins.is_dir()
+        pins.make()
+        try:
+            self._take_pins()
+            callouts = Callouts(pins=pins)
+        except BaseException:
+            if fresh:
+                pins.remove()
+            raise
         self.adopted = callouts.adopted
         driver = Driver(callouts)
         try:
@@ -98,6 +108,21 @@ class Registry:
             raise
         self._remove_others()
         return driver
+
+    def _take_pins(self) -> None:
+        """Keeps them from a service whose run folder, and so whose lock, is another: both would
+        read the same rings. One that has lost its own is just ending. Raises Busy."""
+        until = time.monotonic() + TAKE_S
+        while self._pins_lock < 0:
+            try:
+                self._pins_lock = _locked(self.paths.bpf, os.O_RDONLY | os.O_DIRECTORY)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise Busy(
+                        f"the callouts in {self.paths.bpf} are held by another service",
+                        "let STREAMTAP_BPF_DIR name a folder of its own",
+                    ) from None
+                time.sleep(0.05)
 
     def _remove_others(self) -> None:
         """Pins of other versions: their work is ours now."""
@@ -252,6 +277,8 @@ class Registry:
 
     def remove(self) -> None:
         """Filters, callouts and pins, of other versions too. Sessions stay."""
+        if self.paths.bpf.is_dir():
+            self._take_pins()
         self.forget()
         self._temporary.clear()
         require_rights()
@@ -266,6 +293,9 @@ class Registry:
             Pins(folder).remove()
         with contextlib.suppress(OSError):
             self.paths.bpf.rmdir()
+        if self._pins_lock >= 0:
+            os.close(self._pins_lock)
+            self._pins_lock = -1
 
     def enable(self, name: str | None = None) -> None:
         self._switch(name, True)
@@ -386,9 +416,10 @@ class Registry:
         if driver is not None:
             driver.callouts.close()
             self._driver = None
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        for fd in (self._pins_lock, self._lock):
+            if fd >= 0:
+                os.close(fd)
+        self._pins_lock = self._lock = -1
 
     def __enter__(self) -> Self:
         return self
@@ -406,16 +437,23 @@ def _share(one: str, other: str) -> bool:
 def _lock(path: Path) -> int:
     """A descriptor that holds the lock; the kernel lets go of it with the process."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return _locked(path, os.O_RDWR | os.O_CREAT)
+    except BlockingIOError:
+        raise Busy(f"{path} is held by another process", "try again") from None
     except PermissionError as error:
         raise PermissionMissing(f"{path}: {error.strerror}", "run with sudo") from error
     except OSError as error:
         raise StreamtapError(f"{path}: {error.strerror}") from error
+
+
+def _locked(path: Path, flags: int) -> int:
+    """Raises BlockingIOError where somebody has it, and what `open` does."""
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except BaseException:
         os.close(fd)
-        raise Busy(f"{path} is held by another process", "try again") from None
+        raise
     return fd
 
 
