@@ -171,7 +171,6 @@ def play(transcript: Transcript, content: Content = Content.META) -> Iterator[To
     for step in transcript.steps:
         flow = transcript.flows[step.flow]
         if step.flow not in parsers:
-            conversations.opened(flow)
             parsers[step.flow] = MsnpParser(limits=Limits(), midstream=flow.midstream)
             open_flows[step.flow] = None
         parser = parsers[step.flow]

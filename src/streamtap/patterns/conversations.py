@@ -46,9 +46,6 @@ class Conversations:
         """From now on; what is joined from several parts has the text of those that came since."""
         self._level.full = content is Content.FULL
 
-    def opened(self, flow: Flow) -> None:
-        """A flow begins. Its state is made when it first has a meaning."""
-
     def interpret(
         self,
         flow: Flow,
