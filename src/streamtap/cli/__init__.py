@@ -21,8 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _hold_standard_numbers()
     with contextlib.suppress(AttributeError):  # stdout is closed, or is not a text file
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(list(sys.argv[1:] if argv is None else argv))
+        code = _run(words)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -36,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StreamtapError as error:
         return _complain(str(error), error.hint, error.exit_code)
     except UnicodeEncodeError as error:
-        return _complain(f"{error.object!a} is no text in UTF-8, which alone is kept", "", 2)
+        # Only what was asked for is repeated: another text may be what somebody said.
+        what = f"{error.object!a}" if error.object in words else "a name"
+        return _complain(f"{what} is no text in UTF-8, which alone is kept", "", 2)
     except ValueError as error:
         return _complain(str(error), "", 2)
     except OSError as error:
