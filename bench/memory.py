@@ -106,8 +106,7 @@ def _feed_json(span: Span, places: Places) -> int:
         sink.open()
 
         def write(records: list[Record]) -> None:
-            for number, record in enumerate(records):
-                sink.write(number, record)
+            sink.write(1, records)
             sink.flush()
 
         return _feed(span, places, write)
@@ -122,8 +121,7 @@ def sinks(plan: Plan) -> None:
         sink = JsonLines(Output(null))
 
         def write() -> int:
-            for number, record in enumerate(records):
-                sink.write(number, record)
+            sink.write(1, records)
             sink.flush()
             return len(records)
 
@@ -140,8 +138,7 @@ def _recordings(records: list[Record], plan: Plan) -> None:
     types = {type(record.body) for record in records}
     lines = io.BytesIO()
     sink = JsonLines(Output(lines))
-    for number, record in enumerate(records, 1):
-        sink.write(number, record)
+    sink.write(1, records)
     sink.flush()
     pieces = []
     lines.seek(0)

@@ -13,7 +13,6 @@ import select
 import sys
 import time
 from array import array
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,7 @@ class Meter:
         self._protocols: set[str] = set()
         self._certificates = {"complete": 0, "incomplete": 0, "missing": 0}
 
-    def take(self, records: Iterable[Record]) -> None:
+    def take(self, records: list[Record]) -> None:
         now_ns = time.time_ns()
         for record in records:
             if self._delays is not None and not isinstance(record.body, FlowClosed):
@@ -59,9 +58,8 @@ class Meter:
                 self._certify(record.body)
             elif isinstance(record.body, FlowIdentified):
                 self._protocols.add(record.body.protocol)
-            if self._session is not None:
-                self._session.offer(record)
         if self._session is not None:
+            self._session.offer(records)
             self._session.flush()
 
     def _certify(self, closed: FlowClosed) -> None:

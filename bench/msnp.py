@@ -189,8 +189,7 @@ def tell(load: Load) -> int:
         session = Session(choose(), [sink])
 
         def write(records: list[Record]) -> None:
-            for record in records:
-                session.offer(record)
+            session.offer(records)
             session.flush()
 
         return feed(load, write)

@@ -68,7 +68,7 @@ def ipv4(source: Endpoint, target: Endpoint, seq: int, ack: int, flags: int, dat
 def recording(path: Path, *records: Record) -> str:
     session = Session(parse(["all@all"]), [open_sink(str(path), stdout=Kept())])
     for each in records:
-        session.offer(each)
+        session.offer([each])
     session.close()
     return str(path)
 

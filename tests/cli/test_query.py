@@ -20,7 +20,7 @@ FOREVER = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELEC
 def recorded(path: Path) -> Path:
     session = Session(parse(["all@all"]), [open_sink(str(path), stdout=Kept())])
     for each in (record(opened()), record(message(), "sent"), record(message(), "sent")):
-        session.offer(each)
+        session.offer([each])
     session.close()
     return path
 
@@ -187,10 +187,10 @@ def test_a_recording_is_asked_while_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "run.sqlite"
     sink = Sqlite(path)
     sink.open()
-    sink.write(1, record(opened()))
+    sink.write(1, [record(opened())])
     sink.flush()
     assert run("query", str(path), "SELECT number FROM records").stdout == "number\n     1\n"
-    sink.write(2, record(opened()))
+    sink.write(2, [record(opened())])
     sink.close()
     assert run("query", str(path), "SELECT count(*) FROM records").stdout.endswith("\n       2\n")
 

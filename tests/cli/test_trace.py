@@ -34,7 +34,7 @@ def recorded(path: Path, *records: Record, count: int = 1) -> str:
     session = Session(parse(["all@all"]), [open_sink(str(path), stdout=Kept())])
     for _ in range(count):
         for each in records:
-            session.offer(each)
+            session.offer([each])
     session.close()
     return str(path)
 
@@ -44,7 +44,7 @@ def printed(records: list[Record], form: str) -> str:
     kept = Kept()
     sink = open_sink(form, stdout=kept)
     for number, each in enumerate(records, 1):
-        sink.write(number, each)
+        sink.write(number, [each])
     sink.close()
     return kept.getvalue().decode()
 
@@ -132,7 +132,7 @@ def test_the_files_of_a_rotation_are_put_in_order(name: str, tmp_path: Path) -> 
     made.open()
     for number in range(1, 7001):
         at = msgspec.structs.replace(SAID, time_ns=TIME + number * 1000)
-        made.write(number, at)
+        made.write(number, [at])
     made.close()
     files = [str(path) for path in tmp_path.iterdir()]
     random.Random(3).shuffle(files)

@@ -204,6 +204,6 @@ def lines_of(*records: tuple[int, Record]) -> bytes:
         sink = JsonLines(Output(stream))  # type: ignore[arg-type]
         sink.open()
         for number, one in records:
-            sink.write(number, one)
+            sink.write(number, (one,))
         sink.close()
         return reader.recv(1 << 20)

@@ -46,7 +46,7 @@ def lines(
     kept = Kept()
     console = Console(Output(kept), color=color, quiet=quiet, verbose=verbose, show=show)
     for number, each in enumerate(records, 1):
-        console.write(number, each)
+        console.write(number, [each])
     console.close()
     return kept.lines
 

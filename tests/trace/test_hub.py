@@ -145,7 +145,7 @@ def test_lines_are_those_of_the_json_sink(hub: Hub) -> None:
     sink = JsonLines(Output(kept))
     records = [each for each, _ in every_kind()]
     for number, each in enumerate(records, 1):
-        sink.write(number, each)
+        sink.write(number, [each])
     sink.flush()
     hub.give(records)
     hub.flush()

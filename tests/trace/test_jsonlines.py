@@ -38,7 +38,7 @@ def lines(*records: Record) -> list[str]:
     kept = Kept()
     sink = JsonLines(Output(kept))
     for number, each in enumerate(records, 1):
-        sink.write(number, each)
+        sink.write(number, [each])
     sink.close()
     return kept.lines
 

@@ -51,7 +51,7 @@ def test_a_file_that_cannot_be_made_is_told_at_once(tmp_path: Path) -> None:
 def test_settings_of_lines_reach_them() -> None:
     kept = Kept()
     sink = open_sink("line", stdout=kept, color=True, verbose=True)
-    sink.write(1, MESSAGE)
+    sink.write(1, [MESSAGE])
     sink.close()
     assert "\x1b[" in kept.lines[0]
     assert "[flow 12" in kept.lines[0]
@@ -60,13 +60,13 @@ def test_settings_of_lines_reach_them() -> None:
 def test_lines_are_written_in_batches_and_whole_at_a_flush() -> None:
     kept = Kept()
     sink = JsonLines(Output(kept))
-    sink.write(1, MESSAGE)
+    sink.write(1, [MESSAGE])
     assert kept.getvalue() == b""
     sink.flush()
     assert [json.loads(line)["number"] for line in kept.lines] == [1]
     numbers = range(2, 2 + BATCH // 100)
     for number in numbers:
-        sink.write(number, MESSAGE)
+        sink.write(number, [MESSAGE])
     assert len(kept.getvalue()) > BATCH
     sink.close()
     assert [json.loads(line)["number"] for line in kept.lines] == [1, *numbers]
@@ -86,7 +86,7 @@ def test_a_stream_that_takes_little_at_a_time_gets_everything() -> None:
 
     slow = Slow()
     sink = open_sink("json", stdout=slow)
-    sink.write(1, MESSAGE)
+    sink.write(1, [MESSAGE])
     sink.close()
     assert json.loads(slow.getvalue())["number"] == 1
 
@@ -103,7 +103,7 @@ def test_a_full_disk_is_reported_and_the_other_output_is_complete() -> None:
     sinks = [JsonLines(full), open_sink("json", stdout=kept)]
     session = Session(parse([]), sinks, report=report)
     for _ in range(1000):
-        session.offer(MESSAGE)
+        session.offer([MESSAGE])
     session.close()
     assert reports == [("/dev/full", errno.ENOSPC)]
     assert len(kept.lines) == 1000
@@ -120,7 +120,7 @@ def test_a_closed_pipe_ends_the_session_without_a_word() -> None:
             [open_sink("line", stdout=stdout)],
             report=lambda _, error: reports.append(error),
         )
-        session.offer(MESSAGE)
+        session.offer([MESSAGE])
         assert not session.over
         session.flush()
         assert session.over
@@ -134,7 +134,7 @@ def test_a_full_pipe_is_waited_for_not_lost() -> None:
     written = os.write(writing, b"x" * (1 << 20))  # the pipe is full now
     raw = io.FileIO(writing, "wb")
     sink = open_sink("json", stdout=raw)
-    sink.write(1, record(opened()))
+    sink.write(1, [record(opened())])
     drained = bytearray()
 
     def drain() -> None:

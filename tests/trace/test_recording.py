@@ -39,7 +39,7 @@ def lines(*numbers: int, text: str = "") -> bytes:
     kept = Kept()
     sink = JsonLines(Output(kept))
     for number in numbers:
-        sink.write(number, said(number, text))
+        sink.write(number, [said(number, text)])
     sink.close()
     return kept.getvalue()
 
@@ -93,7 +93,7 @@ def test_records_are_written_as_lines_of_them_are(name: str, tmp_path: Path) -> 
     path = tmp_path / name
     made = recording(path)
     for number in range(1, 1203):
-        made.write(number, said(number))
+        made.write(number, [said(number)])
     made.flush()
     assert numbers(path) == list(range(1, 1203))
     made.close()

@@ -23,7 +23,7 @@ def no_damage(place: int, error: ValueError) -> None:
 def write(path: Path, records: list[Record]) -> None:
     session = Session(parse(["all@all"]), [open_sink(str(path), stdout=Kept())])
     for each in records:
-        session.offer(each)
+        session.offer([each])
     session.close()
 
 

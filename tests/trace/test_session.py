@@ -1,6 +1,7 @@
 """Sessions: numbers, counts, and sinks that fail."""
 
 import errno
+from collections.abc import Sequence
 
 import msgspec
 
@@ -25,10 +26,10 @@ class Memory:
 
     def open(self) -> None: ...
 
-    def write(self, number: int, record: Record) -> None:
+    def write(self, first: int, records: Sequence[Record]) -> None:
         if self.failure:
             raise self.failure
-        self.written.append((number, record))
+        self.written += enumerate(records, first)
 
     def flush(self) -> None:
         if self.failure:
@@ -42,16 +43,20 @@ class Memory:
 def test_wanted_records_are_numbered_from_one_for_every_sink() -> None:
     first, second = Memory(), Memory()
     session = Session(parse(["notify"]), [first, second])
-    assert [session.offer(each) for each in (MESSAGE, OPENED, MESSAGE)] == [True, False, True]
+    assert session.offer([MESSAGE, OPENED, MESSAGE]) == 2
+    assert session.offer([OPENED]) == 0
     assert first.written == second.written == [(1, MESSAGE), (2, MESSAGE)]
 
 
 def test_numbers_that_records_have_are_kept_as_long_as_they_ascend() -> None:
-    sink = Memory()
-    session = Session(parse([]), [sink], keep_numbers=True)
-    for number in (3, 7, 7, 2, 12, 0):
-        session.offer(msgspec.structs.replace(MESSAGE, number=number))
-    assert [number for number, _ in sink.written] == [3, 7, 8, 9, 12, 13]
+    records = [msgspec.structs.replace(MESSAGE, number=n) for n in (3, 7, 7, 2, 12, 0)]
+    expected = [3, 7, 8, 9, 12, 13]
+    for cut in range(len(records)):
+        sink = Memory()
+        session = Session(parse([]), [sink], keep_numbers=True)
+        session.offer(records[:cut])
+        session.offer(records[cut:])
+        assert sink.written == list(zip(expected, records, strict=True))
 
 
 def test_two_sessions_number_apart() -> None:
@@ -59,7 +64,7 @@ def test_two_sessions_number_apart() -> None:
     sessions = Session(parse(["monitor"]), [one]), Session(parse(["all:all"]), [all_])
     for each in (MESSAGE, OPENED):
         for session in sessions:
-            session.offer(each)
+            session.offer([each])
     assert (one.written, all_.written) == ([(1, OPENED)], [(1, MESSAGE), (2, OPENED)])
 
 
@@ -67,26 +72,15 @@ def test_counters_tell_how_many_records_were_taken() -> None:
     counters = Counters()
     session = Session(parse([]), [Memory()], counters)
     for each in (MESSAGE, OPENED, MESSAGE):
-        session.offer(each)
+        session.offer([each])
     assert counters.records == 3
-
-
-def test_a_count_ends_the_session_and_counts_only_what_is_wanted() -> None:
-    sink = Memory()
-    session = Session(parse(["notify"]), [sink], count=2)
-    for each in (MESSAGE, OPENED, MESSAGE):
-        assert not session.over
-        session.offer(each)
-    assert session.over
-    assert not session.offer(MESSAGE)
-    assert len(sink.written) == 2
 
 
 def test_lines_are_flushed_at_once_only_when_asked() -> None:
     batch, line = Memory(), Memory()
     sessions = Session(parse([]), [batch]), Session(parse([]), [line], line_buffered=True)
     for session in sessions:
-        session.offer(MESSAGE)
+        session.offer([MESSAGE])
     assert (batch.flushed, line.flushed) == (0, 1)
     sessions[0].flush()
     assert batch.flushed == 1
@@ -95,9 +89,9 @@ def test_lines_are_flushed_at_once_only_when_asked() -> None:
 def test_records_missed_on_the_way_leave_a_hole_in_the_numbers() -> None:
     sink = Memory()
     session = Session(parse([]), [sink])
-    session.offer(MESSAGE)
+    session.offer([MESSAGE])
     session.miss(5)
-    session.offer(MESSAGE)
+    session.offer([MESSAGE])
     assert [number for number, _ in sink.written] == [1, 7]
     assert session.counters.dropped == 5
 
@@ -108,11 +102,11 @@ def test_a_full_disk_is_reported_once_and_the_other_sinks_go_on() -> None:
     session = Session(
         parse([]), [full, healthy], report=lambda sink, error: reports.append((sink, error))
     )
-    session.offer(MESSAGE)
+    session.offer([MESSAGE])
     session.flush()
     full.failure = OSError(errno.ENOSPC, "no space left")
     for _ in range(3):
-        session.offer(MESSAGE)
+        session.offer([MESSAGE])
         session.flush()
     assert [(sink.name, error.errno) for sink, error in reports] == [("full", errno.ENOSPC)]
     assert full.closed == 1
@@ -125,7 +119,7 @@ def test_a_sink_that_fails_at_a_flush_counts_what_it_held() -> None:
     full = Memory()
     session = Session(parse([]), [full])
     for _ in range(3):
-        session.offer(MESSAGE)
+        session.offer([MESSAGE])
     full.failure = OSError(errno.ENOSPC, "no space left")
     session.flush()
     assert session.counters.dropped == 3
@@ -136,11 +130,11 @@ def test_a_reader_that_goes_away_ends_the_session_quietly() -> None:
     pipe = Memory()
     reports: list[OSError] = []
     session = Session(parse([]), [pipe], report=lambda _, error: reports.append(error))
-    session.offer(MESSAGE)
+    session.offer([MESSAGE])
     pipe.failure = BrokenPipeError(errno.EPIPE, "broken pipe")
     session.flush()
     assert session.over
-    assert not session.offer(MESSAGE)
+    assert not session.offer([MESSAGE])
     assert (reports, session.counters.dropped) == ([], 0)
 
 

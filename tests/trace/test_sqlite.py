@@ -56,7 +56,7 @@ def rows(path: Path, query: str) -> list[dict[str, object]]:
 def test_every_kind_of_record_is_a_row(sink: Sqlite, path: Path) -> None:
     records = [each for each, _ in every_kind()]
     for number, each in enumerate(records, 1):
-        sink.write(number, each)
+        sink.write(number, [each])
     sink.close()
     found = rows(path, "SELECT * FROM records ORDER BY number")
     assert [row["number"] for row in found] == list(range(1, len(records) + 1))
@@ -68,9 +68,9 @@ def test_every_kind_of_record_is_a_row(sink: Sqlite, path: Path) -> None:
 
 
 def test_a_flow_is_one_row_with_its_beginning_and_its_end(sink: Sqlite, path: Path) -> None:
-    sink.write(1, record(opened(), flow=PAIRED))
-    sink.write(2, record(message(), "sent", PAIRED))
-    sink.write(3, record(closed(), flow=PAIRED))
+    sink.write(1, [record(opened(), flow=PAIRED)])
+    sink.write(2, [record(message(), "sent", PAIRED)])
+    sink.write(3, [record(closed(), flow=PAIRED)])
     sink.flush()
     [flow] = rows(path, "SELECT * FROM flows")
     assert flow["path"] == "/usr/bin/pidgin"
@@ -81,15 +81,15 @@ def test_a_flow_is_one_row_with_its_beginning_and_its_end(sink: Sqlite, path: Pa
 
 
 def test_a_flow_whose_opening_was_not_selected_is_a_row_too(sink: Sqlite, path: Path) -> None:
-    sink.write(1, record(message(), "sent"))
+    sink.write(1, [record(message(), "sent")])
     sink.flush()
     [flow] = rows(path, "SELECT * FROM flows")
     assert (flow["flow"], flow["opened_ns"]) == ("12", None)
 
 
 def test_a_peer_that_is_found_later_is_added(sink: Sqlite, path: Path) -> None:
-    sink.write(1, record(opened(), flow=msgspec.structs.replace(PAIRED, peer=None)))
-    sink.write(2, record(message(), "sent", PAIRED))
+    sink.write(1, [record(opened(), flow=msgspec.structs.replace(PAIRED, peer=None))])
+    sink.write(2, [record(message(), "sent", PAIRED)])
     sink.flush()
     [flow] = rows(path, "SELECT peer, opened_ns FROM flows")
     assert (flow["peer"] is not None, flow["opened_ns"]) == (True, TIME)
@@ -98,12 +98,12 @@ def test_a_peer_that_is_found_later_is_added(sink: Sqlite, path: Path) -> None:
 def test_the_file_can_be_read_while_it_is_written(sink: Sqlite, path: Path) -> None:
     reader = sqlite3.connect(path, isolation_level=None)
     count = "SELECT count(*) FROM records"
-    sink.write(1, record(message(), "sent"))
+    sink.write(1, [record(message(), "sent")])
     assert reader.execute(count).fetchone() == (0,)
     sink.flush()
     reader.execute("BEGIN")
     assert reader.execute(count).fetchone() == (1,)
-    sink.write(2, record(message(), "sent"))
+    sink.write(2, [record(message(), "sent")])
     sink.flush()  # while the reader is inside its transaction
     assert reader.execute(count).fetchone() == (1,)
     reader.execute("COMMIT")
@@ -125,10 +125,10 @@ def test_conversations_and_who_took_part_are_counted_over_flows_and_flushes(
         body("im.file", action="offer", sender=ALICE, recipients=(BOB,), **chat),
     ]
     for number, each in enumerate(said, 1):
-        sink.write(number, msgspec.structs.replace(record(each, "sent"), time_ns=TIME + number))
+        sink.write(number, [msgspec.structs.replace(record(each, "sent"), time_ns=TIME + number)])
         sink.flush()
-    sink.write(7, msgspec.structs.replace(record(message(), "sent", other), time_ns=TIME))
-    sink.write(8, record(message(conversation=None), "sent", other))
+    sink.write(7, [msgspec.structs.replace(record(message(), "sent", other), time_ns=TIME)])
+    sink.write(8, [record(message(conversation=None), "sent", other)])
     sink.flush()
     assert rows(path, "SELECT * FROM conversations") == [
         {
@@ -146,7 +146,7 @@ def test_conversations_and_who_took_part_are_counted_over_flows_and_flushes(
 
 
 def test_a_new_recording_replaces_an_old_one(sink: Sqlite, path: Path) -> None:
-    sink.write(1, record(opened()))
+    sink.write(1, [record(opened())])
     sink.close()
     again = Sqlite(path)
     again.open()
@@ -176,7 +176,7 @@ def test_a_recording_goes_on_behind_what_it_holds(path: Path) -> None:
         sink = Sqlite(path, append=True)
         sink.open()
         assert sink.last == number - 1
-        sink.write(number, record(message(), "sent"))
+        sink.write(number, [record(message(), "sent")])
         sink.close()
     assert rows(path, "SELECT number FROM records") == [{"number": 1}, {"number": 2}]
     assert rows(path, "SELECT records, messages, flows FROM conversations") == [
@@ -199,23 +199,23 @@ def test_a_recording_of_before_the_last_boot_is_not_continued(path: Path) -> Non
 def test_what_could_not_be_written_leaves_no_trace_and_the_next_is_written(path: Path) -> None:
     sink = Sqlite(path, append=True)
     sink.open()
-    sink.write(1, record(opened()))
+    sink.write(1, [record(opened())])
     sink.flush()
-    sink.write(2, record(message(), "sent", PAIRED))
-    sink.write(1, record(message(), "sent", PAIRED))
+    sink.write(2, [record(message(), "sent", PAIRED)])
+    sink.write(1, [record(message(), "sent", PAIRED)])
     with pytest.raises(OSError, match="UNIQUE"):
         sink.flush()
     assert rows(path, "SELECT flow FROM flows") == [{"flow": "12"}]
     assert rows(path, "SELECT * FROM participants") == []
-    sink.write(3, record(message(), "sent", PAIRED))
+    sink.write(3, [record(message(), "sent", PAIRED)])
     sink.close()
     assert rows(path, "SELECT flow FROM flows") == [{"flow": "12"}, {"flow": "13"}]
     assert rows(path, "SELECT number FROM records") == [{"number": 1}, {"number": 3}]
 
 
 def test_numbers_that_no_database_holds_are_cut(sink: Sqlite, path: Path) -> None:
-    sink.write(1, record(closed(sent=2**64 - 1)))
-    sink.write(2, record(message(size=2**70, offset=2**66), "sent"))
+    sink.write(1, [record(closed(sent=2**64 - 1))])
+    sink.write(2, [record(message(size=2**70, offset=2**66), "sent")])
     sink.flush()
     assert rows(path, "SELECT sent FROM flows") == [{"sent": 2**63 - 1}]
     assert rows(path, 'SELECT "offset" FROM records WHERE number = 2') == [{"offset": 2**63 - 1}]
@@ -230,7 +230,7 @@ def test_a_finished_recording_is_one_file_unless_somebody_reads_it(
     assert sink._database is not None
     assert not seal(sink._database)
     reader.close()
-    sink.write(1, record(opened()))
+    sink.write(1, [record(opened())])
     sink.close()
     assert [each.name for each in path.parent.iterdir()] == [path.name]
     assert rows(path, "PRAGMA journal_mode") == [{"journal_mode": "delete"}]
@@ -263,7 +263,8 @@ while True:
     for _ in range(7):
         number += 1
         name = f"c{number // 10}"
-        sink.write(number, record(message(conversation=name) if number % 10 else opened(), "sent"))
+        body = message(conversation=name) if number % 10 else opened()
+        sink.write(number, [record(body, "sent")])
     sink.flush()
     print(number, flush=True)
 """
@@ -305,7 +306,7 @@ def assert_in_agreement(database: sqlite3.Connection, told: int) -> None:
 
 
 def test_what_is_opened_for_reading_is_not_written(sink: Sqlite, path: Path) -> None:
-    sink.write(1, record(opened()))
+    sink.write(1, [record(opened())])
     sink.flush()
     database = open_read_only(path)
     try:
@@ -338,7 +339,7 @@ def test_a_full_disk_is_an_os_error(sink: Sqlite) -> None:
     assert sink._database is not None
     sink._database.execute("PRAGMA max_page_count = 10")
     for number in range(500):
-        sink.write(number, record(message(sender="x" * 500), "sent"))
+        sink.write(number, [record(message(sender="x" * 500), "sent")])
     with pytest.raises(OSError, match="full") as caught:
         sink.flush()
     assert caught.value.errno == errno.ENOSPC
@@ -348,8 +349,8 @@ def test_odd_text_and_times_are_stored_all_the_same(sink: Sqlite, path: Path) ->
     app = msgspec.structs.replace(PIDGIN, path="/opt/\udce9", comm="\ud800")
     odd = record(message(sender="\ud800", conversation="\ud800"), "sent")
     odd = msgspec.structs.replace(odd, time_ns=2**80, flow=msgspec.structs.replace(FLOW, app=app))
-    sink.write(1, odd)
-    sink.write(2, record(body("state.changed", enabled=True), flow=None))
+    sink.write(1, [odd])
+    sink.write(2, [record(body("state.changed", enabled=True), flow=None)])
     sink.flush()
     assert rows(path, "SELECT time_ns, conversation FROM records WHERE number = 1") == [
         {"time_ns": 2**63 - 1, "conversation": "\\ud800"}

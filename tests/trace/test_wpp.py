@@ -9,7 +9,7 @@ from streamtap.trace.wpp import Wpp
 def line(each: Record) -> str:
     kept = Kept()
     sink = Wpp(Output(kept))
-    sink.write(1, each)
+    sink.write(1, [each])
     sink.close()
     [only] = kept.lines
     return only

@@ -197,18 +197,24 @@ class Outputs:
         assert session is not None
         if not records and not self.taps:
             return
-        for record in records:
-            if self._still == 0:
-                break
-            if self._only_calm and is_routine(record):
-                continue  # not numbered and not counted either: nobody would see it
-            if (
-                session.offer(record)
-                and self._still is not None
-                and (self._counts_asking or type(record.body) is not ControlRequest)
-            ):
-                self._still -= 1
+        if self._only_calm:  # not numbered and not counted either: nobody would see them
+            records = [record for record in records if not is_routine(record)]
+        session.offer(records if self._still is None else self._first(records, self._still))
         session.flush()
+
+    def _first(self, records: list[Record], still: int) -> list[Record]:
+        """As many as hold what is still asked for."""
+        places = self.selection.places
+        for number, record in enumerate(records):
+            if still == 0:
+                records = records[:number]
+                break
+            if record.body.place() in places and (
+                self._counts_asking or type(record.body) is not ControlRequest
+            ):
+                still -= 1
+        self._still = still
+        return records
 
     def __exit__(
         self,
@@ -233,9 +239,8 @@ class Calm:
     def open(self) -> None:
         self._sink.open()
 
-    def write(self, number: int, record: Record) -> None:
-        if not is_routine(record):
-            self._sink.write(number, record)
+    def write(self, first: int, records: Sequence[Record]) -> None:
+        self._sink.write(first, [record for record in records if not is_routine(record)])
 
     def flush(self) -> None:
         self._sink.flush()

@@ -8,6 +8,7 @@ and `*` for the rest. The columns of names grow with what they meet, so that lin
 
 import base64
 import binascii
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from streamtap.events import FlowInfo, Record, tag_of
@@ -68,13 +69,14 @@ class Console:
     def open(self) -> None:
         self._output.open()
 
-    def write(self, number: int, record: Record) -> None:
-        lines = [self._line(record)]
-        if self._show is not None and (content := _content(record)):
-            lines += _as_text(content) if self._show == "text" else _as_hex(content)
-        lines.append("")
-        # What is printable encodes, so this replaces nothing; it guards against raising here.
-        self._output.put("\n".join(lines).encode("utf-8", "replace"))
+    def write(self, first: int, records: Sequence[Record]) -> None:
+        for record in records:
+            lines = [self._line(record)]
+            if self._show is not None and (content := _content(record)):
+                lines += _as_text(content) if self._show == "text" else _as_hex(content)
+            lines.append("")
+            # What is printable encodes, so this replaces nothing; it guards against raising here.
+            self._output.put("\n".join(lines).encode("utf-8", "replace"))
 
     def flush(self) -> None:
         self._output.flush()

@@ -149,7 +149,7 @@ class Extract:
             raise
         self._folder = folder
 
-    def write(self, number: int, record: Record) -> None:
+    def write(self, first: int, records: Sequence[Record]) -> None:
         """Bytes are all that is written."""
 
     def flush(self) -> None:

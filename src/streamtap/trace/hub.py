@@ -75,7 +75,7 @@ class Hub:
         self._queue_bytes = queue_bytes
         self._recall = Recall(keep_bytes, keep_s)
         self._kept_places: frozenset[Place] = choose().places if keep_bytes else frozenset()
-        self._encode_own = LineEncoder().encode
+        self._encode_own = LineEncoder().encode  # at the level that a record was cleaned for
         self._sessions: dict[str, Subscriber] = {}
         self._audiences: dict[_Wants, _Audience] = {}
         self._audience_of: dict[Subscriber, _Audience] = {}
@@ -196,15 +196,13 @@ class Hub:
     def give(self, records: Sequence[Record]) -> None:
         """Records to all sessions that want them, and to the flight recorder. Nothing is sent
         before `flush`."""
-        kept_places, at, encode = self._kept_places, self._at, self._encode_own
-        for record in records:
+        kept_places, at, places = self._kept_places, self._at, self.places
+        wanted = [record for record in records if record.body.place() in places]
+        for record, line in zip(wanted, self._encode_own(wanted), strict=True):
             where = record.body.place()
-            kept, audiences = where in kept_places, at.get(where)
-            if not kept and audiences is None:
-                continue
-            line = encode(record)
-            if kept:
+            if where in kept_places:
                 self._recall.add(record, len(line))
+            audiences = at.get(where)
             if audiences is not None:
                 self._spread(record, line, audiences)
         for audience in self._audiences.values():
@@ -249,7 +247,7 @@ class Hub:
         if content < record.content:
             body = self._clean(record.body, content)
             record = replace(record, body=body, content=content)
-        return self._encode_own(record)
+        return next(self._encode_own((record,)))
 
     def _spread(self, record: Record, line: bytes, audiences: Sequence[_Audience]) -> None:
         flow = record.flow

@@ -95,7 +95,7 @@ class Pcapng:
         fixed = Struct("<HHI").pack(LINKTYPE_RAW, 0, 0)  # no limit on the size of packets
         self._output.put(_block(INTERFACE, fixed + _options(interface)))
 
-    def write(self, number: int, record: Record) -> None:
+    def write(self, first: int, records: Sequence[Record]) -> None:
         """Packets are all that is written."""
 
     def flush(self) -> None:

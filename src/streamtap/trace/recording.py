@@ -12,7 +12,7 @@ numbers are missing, so that a reader sees the hole. Every second it is tried ag
 import io
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -62,7 +62,7 @@ class Form(Protocol):
 
     def of_lines(self, lines: bytes) -> Piece: ...
 
-    def of_records(self, records: list[Numbered]) -> Piece: ...
+    def of_records(self, first: int, records: Sequence[Record]) -> Piece: ...
 
     def goes_on(self, piece: Piece) -> bool:
         """Whether it may follow what the file holds already."""
@@ -110,7 +110,6 @@ class Recording:
         self._settle_s = settle_s
         self._failed_at: float | None = None  # the last time, until it is told that it goes on
         self._identity: tuple[int, int] | None = None  # of the open file
-        self._pending: list[Numbered] = []
         self._form = _form(path, body_types, limit_bytes)
         self.dropped = 0
 
@@ -152,18 +151,14 @@ class Recording:
         for piece in _cut(lines, self._piece):
             self._put(self._form.of_lines(piece))
 
-    def write(self, number: int, record: Record) -> None:
-        self._pending.append((number, record))
-        if len(self._pending) >= RECORDS:
-            self.flush()
+    def write(self, first: int, records: Sequence[Record]) -> None:
+        for at in range(0, len(records), RECORDS):
+            self._put(self._form.of_records(first + at, records[at : at + RECORDS]))
 
     def flush(self) -> None:
-        if self._pending:
-            pending, self._pending = self._pending, []
-            self._put(self._form.of_records(pending))
+        """Nothing is held back."""
 
     def close(self) -> None:
-        self.flush()
         self._leave()
 
     def _put(self, piece: Piece) -> None:
@@ -234,9 +229,8 @@ class Lines:
     def of_lines(self, lines: bytes) -> Piece:
         return Piece(lines, [], lines.count(b"\n"), len(lines))
 
-    def of_records(self, records: list[Numbered]) -> Piece:
-        for number, record in records:
-            self._encoder.write(number, record)
+    def of_records(self, first: int, records: Sequence[Record]) -> Piece:
+        self._encoder.write(first, records)
         self._encoder.flush()
         lines = self._buffer.getvalue()
         self._buffer.seek(0)
@@ -293,8 +287,9 @@ class Rows:
                 records.append((record.number, record))
         return Piece(b"", records, len(records), len(lines))
 
-    def of_records(self, records: list[Numbered]) -> Piece:
-        return Piece(b"", records, len(records), _ROW * len(records))
+    def of_records(self, first: int, records: Sequence[Record]) -> Piece:
+        rows = list(enumerate(records, first))
+        return Piece(b"", rows, len(rows), _ROW * len(rows))
 
     def goes_on(self, piece: Piece) -> bool:
         return piece.records[0][0] > self._last  # else its numbers begin anew, and each is a key
@@ -302,7 +297,7 @@ class Rows:
     def write(self, piece: Piece) -> None:
         assert self._sink is not None
         for number, record in piece.records:
-            self._sink.write(number, record)
+            self._sink.write(number, (record,))
         self._sink.flush()
         self._last = piece.records[-1][0]
 

@@ -1,6 +1,6 @@
 """A trace session: a selection, its sinks, its counters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -32,8 +32,8 @@ class _Outlet:
 class Session:
     """Numbers the records it wants from 1 and gives them to its sinks.
 
-    count: ends after so many records. line_buffered: each record is flushed at once; otherwise the
-    owner calls `flush` after each batch that it drained.
+    line_buffered: what is offered is flushed at once; otherwise the owner calls `flush` after each
+    batch that it drained.
     keep_numbers: records keep the numbers they have, as long as these ascend.
     report: called once for each sink that fails, with its error. A sink whose reader went away
     (EPIPE) ends without a report. A failed sink is closed and the others go on.
@@ -45,7 +45,6 @@ class Session:
         sinks: Sequence[Sink],
         counters: Counters | None = None,
         *,
-        count: int | None = None,
         line_buffered: bool = False,
         keep_numbers: bool = False,
         report: Report | None = None,
@@ -53,7 +52,6 @@ class Session:
         self.selection = selection
         self.counters = Counters() if counters is None else counters
         self._outlets = [_Outlet(sink, self.counters.records) for sink in sinks]
-        self._left = count
         self._line_buffered = line_buffered
         self._keep_numbers = keep_numbers
         self._report = report
@@ -62,27 +60,44 @@ class Session:
 
     @property
     def over(self) -> bool:
-        """The count is reached, or no sink is left: the owner may stop."""
-        return not self._outlets or self._left == 0
+        """No sink is left: the owner may stop."""
+        return not self._outlets
 
-    def offer(self, record: Record) -> bool:
-        """Takes the record if it is wanted; False if not, or if the session is over."""
-        if record.body.place() not in self._places or not self._outlets or self._left == 0:
-            return False
-        self._number += 1
-        if self._keep_numbers and record.number > self._number:
-            self._number = record.number
-        if self._left is not None:
-            self._left -= 1
-        self.counters.records += 1
-        for outlet in self._outlets:
-            try:
-                outlet.sink.write(self._number, record)
-            except OSError as error:
-                self._give_up(outlet, error)
+    def offer(self, records: Sequence[Record]) -> int:
+        """Takes those that are wanted; how many. None once the session is over."""
+        if not self._outlets:
+            return 0
+        places = self._places
+        wanted = [record for record in records if record.body.place() in places]
+        if not wanted:
+            return 0
+        self.counters.records += len(wanted)
+        for first, some in self._numbered(wanted):
+            for outlet in self._outlets:
+                try:
+                    outlet.sink.write(first, some)
+                except OSError as error:
+                    self._give_up(outlet, error)
         if self._line_buffered:
             self.flush()
-        return True
+        return len(wanted)
+
+    def _numbered(self, records: Sequence[Record]) -> Iterator[tuple[int, Sequence[Record]]]:
+        """Those whose numbers follow one another, with the first of these."""
+        begin = 0
+        if self._keep_numbers:
+            number = self._number
+            for at, record in enumerate(records):
+                number += 1
+                if record.number > number:
+                    if at > begin:
+                        yield number - at + begin, records[begin:at]
+                    begin, number = at, record.number
+            self._number = number
+        else:
+            self._number += len(records)
+        rest = records[begin:] if begin else records
+        yield self._number - len(rest) + 1, rest
 
     def miss(self, records: int) -> None:
         """So many wanted records were lost on their way here: their numbers are left out, so that

@@ -1,6 +1,7 @@
 """What a sink is, and the batched output that the sinks of lines share."""
 
 import select
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -23,7 +24,9 @@ class Sink(Protocol):
 
     def open(self) -> None: ...
 
-    def write(self, number: int, record: Record) -> None: ...
+    def write(self, first: int, records: Sequence[Record]) -> None:
+        """first: the number of the first record; the others follow one by one."""
+        ...
 
     def flush(self) -> None: ...
 

@@ -9,14 +9,14 @@ it becomes a single file without a log.
 import errno
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from streamtap.events import FlowClosed, FlowInfo, FlowOpened, Record, tag_of
 from streamtap.model import App
 from streamtap.trace import tables
-from streamtap.trace.jsonlines import BodyEncoder, clean_text, encode_any
+from streamtap.trace.jsonlines import clean_text, encode_any
 from streamtap.trace.tables import LATEST, Row, Talk
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -48,7 +48,6 @@ class Sqlite:
         self._append = append
         self._pages = pages
         self._database: sqlite3.Connection | None = None
-        self._encode = BodyEncoder().encode
         self._statements: list[tuple[str, Row]] = []
         self._rows: list[Row] = []
         self._talks: dict[str, Talk] = {}
@@ -98,7 +97,11 @@ class Sqlite:
         if row != (_boot(),):
             raise NotContinued(errno.EINVAL, "a recording of before the last boot", self.name)
 
-    def write(self, number: int, record: Record) -> None:
+    def write(self, first: int, records: Sequence[Record]) -> None:
+        for number, record in enumerate(records, first):
+            self._add(number, record)
+
+    def _add(self, number: int, record: Record) -> None:
         body, flow = record.body, record.flow
         if flow is not None:
             self._add_flow(record, flow)
@@ -121,7 +124,7 @@ class Sqlite:
             (
                 *(number, time_ns, *body.place(), tag_of(body)),
                 *(name, record.direction, offset, length, conversation),
-                self._encode(body).decode(),
+                encode_any(body).decode(),
             )
         )
         if len(self._rows) >= _BATCH:
@@ -193,7 +196,7 @@ def in_memory(records: Iterable[Record]) -> sqlite3.Connection:
     number = 0
     for record in records:
         number = max(number + 1, record.number)
-        sink.write(number, record)
+        sink.write(number, (record,))
     sink.flush()
     database, sink._database = sink._database, None
     assert database is not None

@@ -8,6 +8,8 @@ nanoseconds; provider and flag; the event in words; at the end the flow and its 
 always one line.
 """
 
+from collections.abc import Sequence
+
 from streamtap.events import Record
 from streamtap.trace.sink import Output
 from streamtap.trace.text import Clock, ends, printable
@@ -28,7 +30,17 @@ class Wpp:
     def open(self) -> None:
         self._output.open()
 
-    def write(self, number: int, record: Record) -> None:
+    def write(self, first: int, records: Sequence[Record]) -> None:
+        for record in records:
+            self._output.put(self._line(record).encode("utf-8", "replace"))
+
+    def flush(self) -> None:
+        self._output.flush()
+
+    def close(self) -> None:
+        self._output.close()
+
+    def _line(self, record: Record) -> str:
         provider, flag, _ = record.body.place()
         flow = record.flow
         pid = flow.app.pid if flow is not None and flow.app is not None else 0
@@ -36,11 +48,4 @@ class Wpp:
         words = tell(record)
         text = f"{words.word} {words.about}{words.detail}".rstrip()
         where = f" {{flow {printable(flow.flow)} {ends(flow)}}}" if flow is not None else ""
-        line = f"[0]{pid:04X}.0000::{when} [{provider.upper()}][{flag.upper()}] {text}{where}\n"
-        self._output.put(line.encode("utf-8", "replace"))
-
-    def flush(self) -> None:
-        self._output.flush()
-
-    def close(self) -> None:
-        self._output.close()
+        return f"[0]{pid:04X}.0000::{when} [{provider.upper()}][{flag.upper()}] {text}{where}\n"
