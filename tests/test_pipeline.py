@@ -31,7 +31,7 @@ from streamtap.model import (
     Segment,
     StreamItem,
 )
-from streamtap.patterns import Data, Message
+from streamtap.patterns import Conversations, Data, Message
 from streamtap.pipeline import Pipeline, Terms
 from streamtap.protocols.http import HttpParser, HttpRequest
 from streamtap.speech import SECOND_LOOKS
@@ -232,7 +232,7 @@ def test_a_loss_is_a_gap_record_and_is_named_by_the_certificate() -> None:
     end = closing(records)
     assert (end.sent, end.missing, end.complete) == (7, 10, False)
     assert end.missing_ranges == (("sent", 4, 10),)
-    assert pipe.hearing.gaps == 1
+    assert pipe.gaps == 1
 
 
 def test_a_flow_joined_midstream_counts_from_its_true_beginning() -> None:
@@ -330,14 +330,14 @@ def test_what_a_parser_gave_is_told_plainly_once_its_meaning_breaks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pipe, talk = Pipeline(), Talk()
-    interpret = pipe.conversations.interpret
+    interpret: Any = Conversations.interpret
 
     def broken(*given: Any) -> object:
-        if isinstance(given[4], HttpRequest):
+        if isinstance(given[5], HttpRequest):
             raise KeyError("secret payload")
         return interpret(*given)
 
-    monkeypatch.setattr(pipe.conversations, "interpret", broken)
+    monkeypatch.setattr(Conversations, "interpret", broken)
     records = pipe.feed(
         [
             opened(),
@@ -360,7 +360,7 @@ def test_a_flow_that_breaks_the_patterns_at_its_end_is_closed_all_the_same(
         raise KeyError("secret payload")
 
     pipe, talk = Pipeline(), Talk()
-    monkeypatch.setattr(pipe.conversations, "closed", broken)
+    monkeypatch.setattr(Conversations, "closed", broken)
     records = pipe.feed([opened(), talk.say(UP, b"\0", 1 * MS), Closed(1, 2 * MS, "fin", (1, 0))])
     assert tags(records)[-2:] == ["stream.parser_failed", "flow.closed"]
 

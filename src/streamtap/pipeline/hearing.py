@@ -16,10 +16,12 @@ from streamtap.patterns import INSIDE
 from streamtap.patterns.bursts import PAUSE_NS
 from streamtap.pipeline.steps import (
     Break,
+    Item,
     Note,
     Shown,
     State,
     Step,
+    Told,
     Turns,
     Word,
     is_one_sided,
@@ -30,6 +32,7 @@ from streamtap.protocols.opaque import OpaqueData
 from streamtap.speech import OPAQUE, Run, Speech
 
 FULL = Content.FULL  # looking up an enum's member is slow
+TO_SERVER = Direction.TO_SERVER
 
 _log = logging.getLogger(__name__)
 
@@ -37,174 +40,155 @@ _log = logging.getLogger(__name__)
 class Hearing:
     """Finds out what flows speak, and has their parsers understand it.
 
-    copy: asked to copy more or less of a flow. gaps, bytes: that were heard of.
+    copy: asked to copy more or less of a flow.
     """
 
     def __init__(self, wanted: Wanted, copy: Callable[[State, Policy], None]) -> None:
-        self.gaps = 0
-        self.bytes = 0
-        self._wanted = wanted
+        self.wanted = wanted
         self._copy = copy
 
     def hear(self, steps: list[Step], said: list[Word]) -> None:
         """The steps of one flow; what they say is put behind `said`, in stream order."""
-        speech = steps[0][1].parser
-        assert speech is not None
+        ear = _Ear(self, steps[0][1], said)
+        speech = ear.speech
         if speech.sides_apart or is_one_sided(steps):
-            for step in steps:
-                self._take(speech, step, said)
+            for time_ns, _, direction, item in steps:
+                ear.take(direction, item, time_ns)
             return
         turns = Turns(steps)
-        for step in turns:
-            self._take(speech, step, said)
+        for time_ns, _, direction, item in turns:
+            ear.take(direction, item, time_ns)
             if speech.sides_apart:
-                for left in turns.rest():
-                    self._take(speech, left, said)
+                for time_ns, _, direction, item in turns.rest():
+                    ear.take(direction, item, time_ns)
                 return
 
-    def end(self, state: State, speech: Speech, time_ns: int, said: list[Word]) -> None:
-        """There will be no more: what waited, and what the parser holds."""
-        try:
-            if not speech.name:
-                self._identify(state, speech, time_ns, said, final=True)
-            if speech.parser is not None:
-                for direction in Direction:
-                    said += [
-                        (time_ns, state, direction, event) for event in speech.parser.end(direction)
-                    ]
-        except Exception as error:  # the flow is closed all the same
-            said.append((time_ns, state, Direction.TO_SERVER, Note(fail(speech, error))))
-
-    def _take(self, speech: Speech, step: Step, said: list[Word]) -> None:
-        time_ns, state, direction, item = step
-        try:
-            if type(item) is tuple:
-                if item[1] is not None:
-                    self.bytes += len(item[1])
-                    if speech.fluent:
-                        self._understand(state, speech, direction, item, said)
-                        return
-                self._hear(state, speech, direction, item, time_ns, said)
-            elif isinstance(item, Gap):
-                self.gaps += 1
-                gap = StreamGap(offset=item.offset, length=item.length, cause=item.cause)
-                said.append((time_ns, state, direction, Note(gap, sided=True)))
-                self._hear(state, speech, direction, item, time_ns, said)
-            elif isinstance(item, Overlap):
-                overlap = StreamOverlap(offset=item.offset, length=item.length)
-                said.append((time_ns, state, direction, Note(overlap, sided=True)))
-            elif isinstance(item, Limit):
-                limit = StreamLimit(limit=item.limit, value=item.value, count=1)
-                said.append((time_ns, state, direction, Note(limit, sided=True)))
-            else:
-                assert not isinstance(item, tuple)
-                said.append((time_ns, state, direction, item))
-        except Exception as error:  # no bytes may end a watch: it is ours to mend
-            said.append((time_ns, state, Direction.TO_SERVER, Note(fail(speech, error))))
-
-    def _hear(
-        self,
-        state: State,
-        speech: Speech,
-        direction: Direction,
-        run: Run,
-        time_ns: int,
-        said: list[Word],
-    ) -> None:
-        if speech.secondary:
-            return
-        if isinstance(run, Gap):
-            said.append((time_ns, state, direction, Break()))
-        if speech.looks:
-            self._look_again(state, speech, direction, run, time_ns, said)
-        if speech.name:
-            self._parse(state, speech, direction, run, time_ns, said)
-            return
-        final = speech.keep(direction, run)
-        self._identify(state, speech, time_ns, said, final=final)
-
-    # --- which protocol it is --------------------------------------------------------------------
-
-    def _identify(
-        self, state: State, speech: Speech, time_ns: int, said: list[Word], *, final: bool
-    ) -> None:
-        """Decide on the protocol by the first bytes; then give the parser what waited."""
-        parser = speech.identify(final=final)
-        if parser is not None:
-            self._settle(state, speech, parser, confidence(speech, parser.name), time_ns, said)
-
-    def _settle(
-        self,
-        state: State,
-        speech: Speech,
-        parser: type[Parser],
-        how: str,
-        time_ns: int,
-        said: list[Word],
-    ) -> None:
-        waiting = speech.settle(parser, midstream=state.flow.midstream)
-        identified = FlowIdentified(protocol=parser.name, confidence=how)
-        said.append((time_ns, state, Direction.TO_SERVER, Note(identified)))
-        if speech.is_plain:
-            self.stay_plain(state, speech)
-        for direction, run in waiting:
-            when = run.time_ns if isinstance(run, Gap) else run[3][-1]
-            self._parse(state, speech, direction, run, when, said)
-
-    def _look_again(
-        self,
-        state: State,
-        speech: Speech,
-        direction: Direction,
-        run: Run,
-        time_ns: int,
-        said: list[Word],
-    ) -> None:
-        parser = speech.look_again(direction, run)
-        if parser is not None:
-            said.append((time_ns, state, direction, Break()))
-            self._settle(state, speech, parser, "content", time_ns, said)
-        elif not speech.looks:
-            self.stay_plain(state, speech)
+    def end(self, state: State, time_ns: int, said: list[Word]) -> None:
+        """There will be no more of a flow: what waited, and what its parser holds."""
+        _Ear(self, state, said).end(time_ns)
 
     def stay_plain(self, state: State, speech: Speech) -> None:
         """It is decided that no parser knows what the flow says."""
         full = speech.content is FULL
-        speech.unheard = not self._wanted.plain
-        speech.plain = not (full or self._wanted.events)
+        speech.unheard = not self.wanted.plain
+        speech.plain = not (full or self.wanted.events)
         self._copy(state, Policy.FULL if full else Policy.COUNT)
+
+
+class _Ear:
+    """Hears one flow, and puts what it says behind `said`."""
+
+    __slots__ = ("_hearing", "_said", "_state", "speech")
+
+    def __init__(self, hearing: Hearing, state: State, said: list[Word]) -> None:
+        assert state.parser is not None
+        self.speech = state.parser
+        self._hearing = hearing
+        self._state = state
+        self._said = said
+
+    def take(self, direction: Direction, item: Item, time_ns: int) -> None:
+        """What comes next."""
+        try:
+            if type(item) is tuple:
+                if self.speech.fluent and item[1] is not None:
+                    self._understand(direction, item)
+                else:
+                    self._hear(direction, item, time_ns)
+            elif isinstance(item, Gap):
+                gap = StreamGap(offset=item.offset, length=item.length, cause=item.cause)
+                self._say(time_ns, direction, Note(gap, sided=True))
+                self._hear(direction, item, time_ns)
+            elif isinstance(item, Overlap):
+                overlap = StreamOverlap(offset=item.offset, length=item.length)
+                self._say(time_ns, direction, Note(overlap, sided=True))
+            elif isinstance(item, Limit):
+                limit = StreamLimit(limit=item.limit, value=item.value, count=1)
+                self._say(time_ns, direction, Note(limit, sided=True))
+            else:
+                assert not isinstance(item, tuple)
+                self._say(time_ns, direction, item)
+        except Exception as error:  # no bytes may end a watch: it is ours to mend
+            self._say(time_ns, TO_SERVER, Note(fail(self.speech, error)))
+
+    def end(self, time_ns: int) -> None:
+        """There will be no more."""
+        speech = self.speech
+        try:
+            if not speech.name:
+                self._identify(time_ns, final=True)
+            if speech.parser is not None:
+                for direction in Direction:
+                    for event in speech.parser.end(direction):
+                        self._say(time_ns, direction, event)
+        except Exception as error:  # the flow is closed all the same
+            self._say(time_ns, TO_SERVER, Note(fail(speech, error)))
+
+    def _say(self, time_ns: int, direction: Direction, told: Told) -> None:
+        self._said.append((time_ns, self._state, direction, told))
+
+    # --- which protocol it is --------------------------------------------------------------------
+
+    def _hear(self, direction: Direction, run: Run, time_ns: int) -> None:
+        speech = self.speech
+        if speech.secondary:
+            return
+        if isinstance(run, Gap):
+            self._say(time_ns, direction, Break())
+        if speech.looks:
+            self._look_again(direction, run, time_ns)
+        if speech.name:
+            self._parse(direction, run, time_ns)
+            return
+        final = speech.keep(direction, run)
+        self._identify(time_ns, final=final)
+
+    def _identify(self, time_ns: int, *, final: bool) -> None:
+        """Decide on the protocol by the first bytes; then give the parser what waited."""
+        parser = self.speech.identify(final=final)
+        if parser is not None:
+            self._settle(parser, confidence(self.speech, parser.name), time_ns)
+
+    def _settle(self, parser: type[Parser], how: str, time_ns: int) -> None:
+        state, speech = self._state, self.speech
+        waiting = speech.settle(parser, midstream=state.flow.midstream)
+        identified = FlowIdentified(protocol=parser.name, confidence=how)
+        self._say(time_ns, TO_SERVER, Note(identified))
+        if speech.is_plain:
+            self._hearing.stay_plain(state, speech)
+        for direction, run in waiting:
+            self._parse(direction, run, run.time_ns if isinstance(run, Gap) else run[3][-1])
+
+    def _look_again(self, direction: Direction, run: Run, time_ns: int) -> None:
+        parser = self.speech.look_again(direction, run)
+        if parser is not None:
+            self._say(time_ns, direction, Break())
+            self._settle(parser, "content", time_ns)
+        elif not self.speech.looks:
+            self._hearing.stay_plain(self._state, self.speech)
 
     # --- what its parser understands -------------------------------------------------------------
 
-    def _parse(
-        self,
-        state: State,
-        speech: Speech,
-        direction: Direction,
-        run: Run,
-        time_ns: int,
-        said: list[Word],
-    ) -> None:
-        parser = speech.parser
+    def _parse(self, direction: Direction, run: Run, time_ns: int) -> None:
+        speech, parser = self.speech, self.speech.parser
         assert parser is not None
         speech.offsets[direction] = run.offset + run.length if isinstance(run, Gap) else run[2][-1]
         if isinstance(run, Gap):
-            consequences = parser.gap(direction, run.length)
-            said += [(time_ns, state, direction, event) for event in consequences]
+            for event in parser.gap(direction, run.length):
+                self._say(time_ns, direction, event)
         elif speech.name == OPAQUE:
-            self._hear_plain(state, speech, direction, run, said)
+            self._hear_plain(direction, run)
         elif run[1] is None:  # counted under a policy
-            consequences = parser.gap(direction, run[2][-1] - run[0])
-            said += [(run[3][-1], state, direction, event) for event in consequences]
+            for event in parser.gap(direction, run[2][-1] - run[0]):
+                self._say(run[3][-1], direction, event)
         else:
-            self._understand(state, speech, direction, run, said)
+            self._understand(direction, run)
 
-    def _understand(
-        self, state: State, speech: Speech, direction: Direction, run: Run, said: list[Word]
-    ) -> None:
+    def _understand(self, direction: Direction, run: Run) -> None:
         """Bytes to their parser; each event has the time of the segment that completed it."""
         assert isinstance(run, tuple)
         offset, data, ends, times = run
+        speech, state, said = self.speech, self._state, self._said
         assert data is not None
         assert speech.parser is not None
         speech.offsets[direction] = ends[-1]
@@ -228,23 +212,20 @@ class Hearing:
                         at = min(bisect_left(ends, end, at), last)
             said.append((times[at], state, direction, event))
 
-    def _hear_plain(
-        self, state: State, speech: Speech, direction: Direction, run: Run, said: list[Word]
-    ) -> None:
+    def _hear_plain(self, direction: Direction, run: Run) -> None:
         """Plain send and receive: how much and when is all there is to know, whether the bytes
         were copied or counted, so nothing is parsed."""
         assert isinstance(run, tuple)
         offset, data, ends, times = run
-        if times[-1] - times[0] < PAUSE_NS and not self._wanted.events:
+        if times[-1] - times[0] < PAUSE_NS and not self._hearing.wanted.events:
             ends, times = ends[-1:], times[-1:]  # no burst ends in between
         begin = offset
         for end, when in zip(ends, times, strict=True):
             event = OpaqueData(offset=offset, length=end - offset)
-            if data is not None and speech.content is FULL:
-                shown = Shown(event, data[offset - begin : end - begin])
-                said.append((when, state, direction, shown))
+            if data is not None and self.speech.content is FULL:
+                self._say(when, direction, Shown(event, data[offset - begin : end - begin]))
             else:
-                said.append((when, state, direction, event))
+                self._say(when, direction, event)
             offset = end
 
 

@@ -197,8 +197,8 @@ class Parser:
             flows_open=len(table),
             flows_opened=table.opened,
             records=pipeline.records,
-            bytes=pipeline.hearing.bytes,
-            gaps=pipeline.hearing.gaps,
+            bytes=pipeline.bytes,
+            gaps=pipeline.gaps,
             **self._losses(),
             beat_ns=time.monotonic_ns(),
         )
@@ -340,9 +340,9 @@ class Parser:
         pipeline = self._pipeline
         stopped = Stopped(
             flows=pipeline.table.opened,
-            bytes=pipeline.hearing.bytes,
+            bytes=pipeline.bytes,
             records=pipeline.records,
-            gaps=pipeline.hearing.gaps,
+            gaps=pipeline.gaps,
             drops=sum(self._losses().values()) + order.undecided,
         )
         self._tell(pipeline.note(time.time_ns(), stopped))
