@@ -49,7 +49,10 @@ def conv(arguments: Arguments) -> int:
         raise UsageError("--transcript needs --content full")
     with Stop() as stop:
         try:
-            from streamtap.cli.conversations import show_conversations
+            from streamtap.service.confine import single_threaded
+
+            with single_threaded():  # NumPy, that is, which starts as many as there are processors
+                from streamtap.cli.conversations import show_conversations
 
             return show_conversations(arguments, stop)
         except KeyboardInterrupt:  # the second signal: something blocked

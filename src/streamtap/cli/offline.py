@@ -56,7 +56,10 @@ def read(arguments: Arguments) -> int:
         raise UsageError("standard input can be read only once")
     with Stop() as stop:
         try:
-            from streamtap.cli.reading import read_captures
+            from streamtap.service.confine import single_threaded
+
+            with single_threaded():  # NumPy, that is, which starts as many as there are processors
+                from streamtap.cli.reading import read_captures
 
             return read_captures(arguments, stop)
         except KeyboardInterrupt:  # the second signal: something blocked
