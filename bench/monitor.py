@@ -22,10 +22,10 @@ from streamtap.events import FlowClosed, FlowIdentified, Record
 from streamtap.flows.scope import resolve
 from streamtap.holding import Local
 from streamtap.model import Content
+from streamtap.pipeline.speech import OPAQUE
 from streamtap.protocols import by_name
 from streamtap.service.confine import give_up
 from streamtap.service.holder import Forked, Remote
-from streamtap.speech import OPAQUE
 from streamtap.trace import Session, choose, open_sink
 from streamtap.watch import Watch
 

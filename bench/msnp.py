@@ -168,7 +168,7 @@ def understand(load: Load) -> int:
     for segment in load.segments:
         number, direction, time_ns = segment.flow_id - 1, segment.direction, segment.time_ns
         for event in parsers[number].receive(direction, segment.data):
-            conversations.interpret(flows[number], "msnp", direction, time_ns, event)
+            conversations.interpret(flows[number], direction, time_ns, event)
     return load.messages
 
 

@@ -22,9 +22,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "protocols": ({"model", "events"}, {"msgspec"}),
     "patterns": ({"model", "events", "protocols"}, {"msgspec"}),
     "trace": ({"model", "events", "errors"}, {"msgspec", "numpy"}),
-    "speech": ({"model", "events", "protocols"}, set()),
     "demux": ({"model", "errors", "flows", "streams"}, set()),
-    "pipeline": ((PIPELINE - {"capture", "trace"}) | {"speech", "demux"}, {"msgspec", "numpy"}),
+    "pipeline": ((PIPELINE - {"capture", "trace"}) | {"demux"}, {"msgspec", "numpy"}),
     "command": ({"errors"}, set()),
     "driver": ({"capture", "flows", "model"}, {"numpy"}),
     "holding": ({"capture", "command", "driver", "errors", "flows"}, set()),
@@ -40,14 +39,14 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"msgspec"},
     ),
     "service": (
-        PIPELINE | {"__init__", "driver", "holding", "pipeline", "speech", "tally"},
+        PIPELINE | {"__init__", "driver", "holding", "pipeline", "tally"},
         {"msgspec", "numpy"},
     ),
     "demo": (set(), set()),
     "cli": (
         PIPELINE
         | {"pipeline", "watch", "reading", "service", "tally", "summary", "api", "demo"}
-        | {"__init__", "command", "holding", "ordered", "speech"},
+        | {"__init__", "command", "holding", "ordered"},
         {"msgspec"},
     ),
 }

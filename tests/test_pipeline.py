@@ -33,8 +33,8 @@ from streamtap.model import (
 )
 from streamtap.patterns import Conversations, Data, Message
 from streamtap.pipeline import Pipeline, Terms
+from streamtap.pipeline.speech import SECOND_LOOKS
 from streamtap.protocols.http import HttpParser, HttpRequest
-from streamtap.speech import SECOND_LOOKS
 
 UP, DOWN = Direction.TO_SERVER, Direction.TO_CLIENT
 MS = 1_000_000
@@ -333,7 +333,7 @@ def test_what_a_parser_gave_is_told_plainly_once_its_meaning_breaks(
     interpret: Any = Conversations.interpret
 
     def broken(*given: Any) -> object:
-        if isinstance(given[5], HttpRequest):
+        if isinstance(given[4], HttpRequest):
             raise KeyError("secret payload")
         return interpret(*given)
 

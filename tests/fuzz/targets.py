@@ -100,7 +100,7 @@ def meanings(trace: Trace, midstream: bool) -> None:
         for event in trace.of(direction):
             time_ns += 1_000_000_000
             bodies: list[Body] = [event]
-            for meaning in conversations.interpret(flow, "msnp", direction, time_ns, event):
+            for meaning in conversations.interpret(flow, direction, time_ns, event):
                 assert isinstance(meaning.pattern, Pattern)
                 bodies.append(meaning.pattern)
             conversations.tick(time_ns)

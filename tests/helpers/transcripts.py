@@ -164,7 +164,7 @@ def play(transcript: Transcript, content: Content = Content.META) -> Iterator[To
         for event in events:
             told.append(Told(name, direction, time_ns, event))
             flow = transcript.flows[name]
-            meanings = conversations.interpret(flow, "msnp", direction, time_ns, event)
+            meanings = conversations.interpret(flow, direction, time_ns, event)
             told += (_told(names, meaning) for meaning in meanings)
         return told
 

@@ -31,7 +31,7 @@ def meanings(
         event = OpaqueData(offset=offsets[direction], length=len(data))
         offsets[direction] += len(data)
         shown = data if content is Content.FULL else None
-        found += conversations.interpret(FLOW, "opaque", direction, ms * MS, event, shown)
+        found += conversations.interpret(FLOW, direction, ms * MS, event, shown)
     return [*found, *conversations.closed(FLOW, 10**18)]
 
 
@@ -61,7 +61,7 @@ def test_a_steady_stream_is_told_each_second() -> None:
 
 def test_a_tick_ends_what_has_paused_and_nothing_else() -> None:
     conversations = Conversations()
-    conversations.interpret(FLOW, "opaque", C, 0, OpaqueData(offset=0, length=5))
+    conversations.interpret(FLOW, C, 0, OpaqueData(offset=0, length=5))
     assert conversations.pending
     assert not conversations.tick(19 * MS)
     (meaning,) = conversations.tick(20 * MS)
@@ -79,14 +79,14 @@ def test_bursts_are_the_same_however_often_time_is_told() -> None:
         found += live.tick(ms * MS)
         event = OpaqueData(offset=offsets[direction], length=len(data))
         offsets[direction] += len(data)
-        found += live.interpret(FLOW, "opaque", direction, ms * MS, event)
+        found += live.interpret(FLOW, direction, ms * MS, event)
     found += live.closed(FLOW, 10**18)
     assert found == meanings(arrivals)
 
 
 def test_a_gap_ends_a_burst_so_that_it_has_one_place_in_the_stream() -> None:
     conversations = Conversations()
-    conversations.interpret(FLOW, "opaque", S, 0, OpaqueData(offset=0, length=5))
+    conversations.interpret(FLOW, S, 0, OpaqueData(offset=0, length=5))
     (meaning,) = conversations.gap(FLOW, S, 1)
     assert meaning.pattern.length == 5
 
@@ -121,7 +121,7 @@ def test_an_http_head_says_what_it_is_and_its_body_is_a_burst() -> None:
     found = [
         meaning.pattern
         for direction, event in events
-        for meaning in conversations.interpret(FLOW, "http", direction, 0, event)
+        for meaning in conversations.interpret(FLOW, direction, 0, event)
     ]
     told = [(data.summary, data.bytes) for data in found if isinstance(data, Data)]
     assert told == [("POST /a?b=c", 80), (None, 20), ("404 Not Found", 50)]
@@ -135,7 +135,7 @@ def test_a_burst_ends_where_the_clock_is_put_back() -> None:
         (9, "TO_SERVER", 2, 2),
     ]
     conversations = Conversations()
-    conversations.interpret(FLOW, "opaque", C, hour * MS, OpaqueData(offset=0, length=5))
+    conversations.interpret(FLOW, C, hour * MS, OpaqueData(offset=0, length=5))
     assert not conversations.tick((hour + 19) * MS)
     assert len(conversations.tick(5 * MS)) == 1
     assert not conversations.pending

@@ -516,6 +516,6 @@ def test_nothing_of_a_closed_flow_is_kept() -> None:
     transcript = transcripts.parse("-- flow NS 10.0.0.2:1 192.0.2.20:1863\n")
     flow = transcript.flows["NS"]
     event = MsnpCommand(offset=0, length=9, verb="ACK", transaction=1, args=(), payload_length=0)
-    conversations.interpret(flow, "msnp", transcripts.C, 0, event)
+    conversations.interpret(flow, transcripts.C, 0, event)
     conversations.closed(flow, 1)
     assert not conversations._msnp

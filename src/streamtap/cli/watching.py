@@ -23,10 +23,10 @@ with single_threaded():  # NumPy, that is: rights belong to a thread
     from streamtap.cli.outputs import Outputs
     from streamtap.flows.scope import Kind, Scope, launch, resolve
     from streamtap.holding import Local
+    from streamtap.pipeline.speech import OPAQUE
     from streamtap.protocols import by_name
     from streamtap.service.holder import Forked, Remote
     from streamtap.service.link import LinkError
-    from streamtap.speech import OPAQUE
     from streamtap.trace.text import printable
 
 GARBAGE_AFTER = 20_000  # objects; Python's own 700 cost an eighth of the time to a record

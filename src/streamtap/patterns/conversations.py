@@ -12,7 +12,7 @@ from streamtap.patterns.model import Meaning
 from streamtap.patterns.msnp import Chunks, Gateway, Memory, MsnpFlow, Place, Tunnels, Waiting
 from streamtap.protocols.http import HttpBody, HttpRequest, HttpResponse, HttpTunnel
 from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, MsnpPrelude
-from streamtap.protocols.opaque import OpaqueData
+from streamtap.protocols.opaque import OpaqueData, OpaqueParser
 
 _MSNP = frozenset({MsnpCommand, MsnpPacket, MsnpDirect, MsnpPrelude})
 # Protocols that may carry another: their bytes are asked for at every content level.
@@ -49,7 +49,6 @@ class Conversations:
     def interpret(
         self,
         flow: Flow,
-        protocol: str,
         direction: Direction,
         time_ns: int,
         event: Event,
@@ -64,7 +63,14 @@ class Conversations:
         if kind is OpaqueData:
             length = event.length
             return self._bursts.add(
-                flow.flow_id, protocol, direction, time_ns, event.offset, length, length, data
+                flow.flow_id,
+                OpaqueParser.name,
+                direction,
+                time_ns,
+                event.offset,
+                length,
+                length,
+                data,
             )
         if kind in _MSNP:
             state = self._msnp.get(flow.flow_id)

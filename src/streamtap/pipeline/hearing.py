@@ -8,28 +8,26 @@ segments go to it whole.
 import logging
 from bisect import bisect_left
 from collections.abc import Callable
+from itertools import repeat
 from traceback import extract_tb
 
-from streamtap.events import FlowIdentified, ParserFailed, StreamGap, StreamLimit, StreamOverlap
-from streamtap.model import Content, Direction, Gap, Limit, Overlap, Policy
+from streamtap.events import (
+    Event,
+    FlowIdentified,
+    ParserFailed,
+    StreamGap,
+    StreamLimit,
+    StreamOverlap,
+)
+from streamtap.model import Content, Direction, Gap, Limit, Overlap, Policy, Scoped
 from streamtap.patterns import INSIDE
 from streamtap.patterns.bursts import PAUSE_NS
-from streamtap.pipeline.steps import (
-    Break,
-    Item,
-    Note,
-    Shown,
-    State,
-    Step,
-    Told,
-    Turns,
-    Word,
-    is_one_sided,
-)
+from streamtap.pipeline.speech import OPAQUE, Run, Speech
+from streamtap.pipeline.steps import Item, State, Step, Turns, is_one_sided, time_of
 from streamtap.pipeline.wanted import Wanted
+from streamtap.pipeline.words import Break, Note, Shown, Told, Turned, Word
 from streamtap.protocols import Parser, by_name
 from streamtap.protocols.opaque import OpaqueData
-from streamtap.speech import OPAQUE, Run, Speech
 
 FULL = Content.FULL  # looking up an enum's member is slow
 TO_SERVER = Direction.TO_SERVER
@@ -63,13 +61,27 @@ class Hearing:
                     ear.take(direction, item, time_ns)
                 return
 
+    def turn(self, steps: list[Step]) -> Word:
+        """The steps of one flow of which only bursts are told, and in which both ends spoke: the
+        shortest way, for in a chat every message is a turn."""
+        speech = steps[0][1].parser
+        assert speech is not None
+        arrivals: list[tuple[int, Direction, int, int]] = []
+        for _, _, direction, run in steps:
+            assert isinstance(run, tuple)
+            offset, _, ends, times = run
+            speech.offsets[direction] = ends[-1]
+            arrivals += zip(times, repeat(direction), (offset, *ends), ends, strict=False)
+        arrivals.sort(key=time_of)
+        return arrivals[0][0], speech.voice, TO_SERVER, Turned(arrivals)
+
     def end(self, state: State, time_ns: int, said: list[Word]) -> None:
         """There will be no more of a flow: what waited, and what its parser holds."""
         _Ear(self, state, said).end(time_ns)
 
     def stay_plain(self, state: State, speech: Speech) -> None:
         """It is decided that no parser knows what the flow says."""
-        full = speech.content is FULL
+        full = speech.voice.content is FULL
         speech.unheard = not self.wanted.plain
         speech.plain = not (full or self.wanted.events)
         self._copy(state, Policy.FULL if full else Policy.COUNT)
@@ -78,11 +90,12 @@ class Hearing:
 class _Ear:
     """Hears one flow, and puts what it says behind `said`."""
 
-    __slots__ = ("_hearing", "_said", "_state", "speech")
+    __slots__ = ("_hearing", "_said", "_state", "_voice", "speech")
 
     def __init__(self, hearing: Hearing, state: State, said: list[Word]) -> None:
         assert state.parser is not None
         self.speech = state.parser
+        self._voice = state.parser.voice
         self._hearing = hearing
         self._state = state
         self._said = said
@@ -109,7 +122,7 @@ class _Ear:
                 assert not isinstance(item, tuple)
                 self._say(time_ns, direction, item)
         except Exception as error:  # no bytes may end a watch: it is ours to mend
-            self._say(time_ns, TO_SERVER, Note(fail(self.speech, error)))
+            self._fail(error, time_ns)
 
     def end(self, time_ns: int) -> None:
         """There will be no more."""
@@ -122,10 +135,15 @@ class _Ear:
                     for event in speech.parser.end(direction):
                         self._say(time_ns, direction, event)
         except Exception as error:  # the flow is closed all the same
-            self._say(time_ns, TO_SERVER, Note(fail(speech, error)))
+            self._fail(error, time_ns)
 
-    def _say(self, time_ns: int, direction: Direction, told: Told) -> None:
-        self._said.append((time_ns, self._state, direction, told))
+    def _say(self, time_ns: int, direction: Direction, told: Event | Told | Scoped) -> None:
+        self._said.append((time_ns, self._voice, direction, told))
+
+    def _fail(self, error: Exception, time_ns: int) -> None:
+        """From now on the flow is plain send and receive."""
+        self._say(time_ns, TO_SERVER, Note(failure(self.speech.name, error)))
+        self.speech.give_up(by_name(OPAQUE))
 
     # --- which protocol it is --------------------------------------------------------------------
 
@@ -188,18 +206,19 @@ class _Ear:
         """Bytes to their parser; each event has the time of the segment that completed it."""
         assert isinstance(run, tuple)
         offset, data, ends, times = run
-        speech, state, said = self.speech, self._state, self._said
+        speech, voice, said = self.speech, self._voice, self._said
         assert data is not None
         assert speech.parser is not None
         speech.offsets[direction] = ends[-1]
         events = speech.parser.receive(direction, data)
         if speech.name in INSIDE:
             last = len(times) - 1
+            view = memoryview(data)
             for event in events:
                 end = event.offset + event.length
                 when = times[min(bisect_left(ends, end), last)]
-                part = data[max(0, event.offset - offset) : max(0, end - offset)]
-                said.append((when, state, direction, Shown(event, part)))
+                part = view[max(0, event.offset - offset) : max(0, end - offset)]
+                said.append((when, voice, direction, Shown(event, part)))
             return
         last = len(ends) - 1
         at = 0
@@ -210,7 +229,7 @@ class _Ear:
                     at += 1  # mostly the next segment holds the next event
                     if ends[at] < end:
                         at = min(bisect_left(ends, end, at), last)
-            said.append((times[at], state, direction, event))
+            said.append((times[at], voice, direction, event))
 
     def _hear_plain(self, direction: Direction, run: Run) -> None:
         """Plain send and receive: how much and when is all there is to know, whether the bytes
@@ -222,22 +241,21 @@ class _Ear:
         begin = offset
         for end, when in zip(ends, times, strict=True):
             event = OpaqueData(offset=offset, length=end - offset)
-            if data is not None and self.speech.content is FULL:
-                self._say(when, direction, Shown(event, data[offset - begin : end - begin]))
+            if data is not None and self.speech.voice.content is FULL:
+                shown = memoryview(data)[offset - begin : end - begin]
+                self._say(when, direction, Shown(event, shown))
             else:
                 self._say(when, direction, event)
             offset = end
 
 
-def fail(speech: Speech, error: Exception) -> ParserFailed:
-    """Something of ours broke: from now on the flow is plain send and receive."""
+def failure(protocol: str, error: Exception) -> ParserFailed:
+    """Something of ours broke on a flow."""
     # The places alone: what an exception says may quote what was said on the wire.
     places = (f"{at.filename}:{at.lineno}" for at in extract_tb(error.__traceback__))
-    name = speech.name or "unknown"
+    name = protocol or "unknown"
     _log.error("%s in protocol %s at %s", type(error).__name__, name, ", ".join(places))
-    failed = ParserFailed(protocol=speech.name, error=type(error).__name__)
-    speech.give_up(by_name(OPAQUE))
-    return failed
+    return ParserFailed(protocol=protocol, error=type(error).__name__)
 
 
 def confidence(speech: Speech, protocol: str) -> str:

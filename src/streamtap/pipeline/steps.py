@@ -4,41 +4,18 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator
 from operator import itemgetter
-from typing import NamedTuple
 
 import numpy as np
 
-from streamtap.events import Body, Event
 from streamtap.flows import FlowState
-from streamtap.model import Closed, Direction, Limit, Opened, Overlap, Scoped
-from streamtap.speech import Run, Speech
+from streamtap.model import Direction, Limit, Overlap, Scoped
+from streamtap.pipeline.speech import Run, Speech
+from streamtap.pipeline.words import Begun, Word
 from streamtap.streams import Reassembler
 
 State = FlowState[Reassembler, Speech]
-Item = Run | Overlap | Limit | Opened | Closed | Scoped
+Item = Run | Overlap | Limit | Begun | Scoped
 Step = tuple[int, State, Direction, Item]  # its time comes first
-
-
-class Shown(NamedTuple):
-    """An event with the bytes that it stands for."""
-
-    event: Event
-    data: bytes | memoryview
-
-
-class Note(NamedTuple):
-    """What is put down as it is. sided: it is about one direction."""
-
-    body: Body
-    sided: bool = False
-
-
-class Break(NamedTuple):
-    """Bytes of a direction are missing here: what was joined before them ends."""
-
-
-Told = Event | Shown | Note | Break | Opened | Closed | Scoped
-Word = tuple[int, State, Direction, Told]  # what is told of a flow, its time first
 time_of = itemgetter(0)
 MANY = 256  # words from which on NumPy puts them in order faster
 

@@ -36,6 +36,7 @@ from streamtap.events import (
 from streamtap.model import Content
 from streamtap.patterns import clean
 from streamtap.pipeline import Pipeline, Terms
+from streamtap.pipeline.speech import OPAQUE
 from streamtap.protocols import by_name
 from streamtap.service import messages
 from streamtap.service.board import LOSSES, SLOTS, Board
@@ -50,7 +51,6 @@ from streamtap.service.confine import (
 from streamtap.service.ledger import Ledger
 from streamtap.service.link import Given, LinkError, RemoteKernel
 from streamtap.service.syscalls import prctl
-from streamtap.speech import OPAQUE
 from streamtap.trace.hub import EVERY, Hub
 from streamtap.trace.selection import parse
 

@@ -3,8 +3,8 @@
 from collections import deque
 from collections.abc import Sequence
 
-from streamtap.events import FlowInfo
-from streamtap.model import Content, Direction, Gap, Role
+from streamtap.model import Direction, Gap
+from streamtap.pipeline.words import Voice
 from streamtap.protocols import Limits, Parser, detect
 
 OPAQUE = "opaque"
@@ -18,13 +18,10 @@ Run = tuple[int, bytes | memoryview | None, Sequence[int], Sequence[int]] | Gap
 class Speech:
     """What is known of the protocol of a flow; until it is, what the flow said so far.
 
-    info: the flow, as records have it; sides: what they call each direction.
-    name: of the protocol; "" while it is not decided.
+    voice: the flow as it is told. name: of the protocol; "" while it is not decided.
     secondary: the other end of the connection tells the same, and is told in its stead.
     plain: bursts are all that is told of it: no parser knows it, and nobody wants every arrival.
     fluent: its protocol is understood, and what it says is told.
-    broken: what its parser gave could not be told; it is told as plain bytes.
-    content: the most that its records tell.
     unheard: nobody wants what it says: its bytes are counted and go no further.
     offsets: where each direction is, as far as it went to a parser.
     looks: so many more runs of a flow joined midstream, and not understood at first, may show what
@@ -35,38 +32,31 @@ class Speech:
         "_heads",
         "_limits",
         "_waiting",
-        "broken",
-        "content",
         "fluent",
         "forced",
-        "info",
         "looks",
         "name",
         "offsets",
         "parser",
         "plain",
         "secondary",
-        "sides",
         "unheard",
+        "voice",
     )
 
     def __init__(
         self,
-        info: FlowInfo,
+        voice: Voice,
         limits: Limits,
         *,
         secondary: bool,
-        content: Content,
         forced: type[Parser] | None = None,
     ) -> None:
         """forced: the parser, whatever the bytes are."""
-        self.info = info
-        self.sides = ("sent", "received") if info.role == Role.CLIENT else ("received", "sent")
         self.secondary = secondary
-        self.content = content
+        self.voice = voice
         self.forced = forced
         self.fluent = False
-        self.broken = False
         self.plain = False
         self.unheard = secondary
         self.name = ""

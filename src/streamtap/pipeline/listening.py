@@ -1,0 +1,217 @@
+"""The first half of the way: what a source gives to words.
+
+First every item meets its flow and its stream. Then each flow is heard by itself: its runs of
+bytes go to its parser and become words, each with its time. What all flows said is put in the order
+of time.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from streamtap.demux import Demux, Tap
+from streamtap.events import StreamLimit
+from streamtap.flows import FlowTable
+from streamtap.model import (
+    Chunk,
+    Closed,
+    Direction,
+    Flow,
+    Gap,
+    Opened,
+    Policy,
+    Scoped,
+    Segment,
+    StreamItem,
+)
+from streamtap.pipeline.hearing import Hearing
+from streamtap.pipeline.speech import Speech
+from streamtap.pipeline.steps import State, Step, first_ns, in_order, is_plain
+from streamtap.pipeline.wanted import Wanted
+from streamtap.pipeline.words import Begun, Ended, Note, Voice, Word
+from streamtap.protocols import Limits, by_name
+from streamtap.streams import Reassembler
+
+SetPolicy = Callable[[int, Policy], None]
+LIMIT_PAUSE_NS = 1_000_000_000  # between two words on flows that were refused
+
+
+class Listening:
+    """Hears all flows. Fed with batches by its owner; does no IO.
+
+    wanted: where records are wanted, and how much they tell. protocol, both_ends, set_policy, taps:
+        as of a `Pipeline`. follows: which flows are; None for all.
+    bytes, gaps: how many came out of the streams.
+    """
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        *,
+        protocol: str | None = None,
+        both_ends: bool = False,
+        set_policy: SetPolicy | None = None,
+        limits: Limits | None = None,
+        follows: Callable[[Flow], bool] | None = None,
+        taps: Sequence[Tap] = (),
+        max_flows: int = 65_536,
+        idle_ns: int | None = None,
+    ) -> None:
+        self._demux: Demux[Speech] = Demux(
+            self, wanted=follows, taps=taps, max_flows=max_flows, idle_ns=idle_ns
+        )
+        self.table: FlowTable[Reassembler, Speech] = self._demux.table
+        self.bytes = 0
+        self.gaps = 0
+        self._wanted = wanted
+        self._hearing = Hearing(wanted, self._copy)
+        self._forced = by_name(protocol) if protocol else None
+        self._both_ends = both_ends
+        self._set_policy = set_policy
+        self._limits = limits or Limits()
+        self._max_flows = max_flows
+        self._refused = 0
+        self._refused_due_ns = 0
+        self._flows: dict[int, list[Step]] = {}  # of the batch, in the order of their flows
+        self._said: list[Word] = []  # of the batch
+
+    # --- what is wanted --------------------------------------------------------------------------
+
+    def plan(self) -> None:
+        """What is wanted has changed. What no parser knows is copied again where its bytes are
+        wanted now, and counted where they are not any more."""
+        for state in self.table:
+            speech = state.parser
+            if speech is not None:
+                self._plan(state, speech)
+
+    def rescoped(self, flow: Flow) -> None:
+        """That a flow is in other filters now was told."""
+        state = self.table.find(flow.flow_id)
+        if state is not None and state.parser is not None:
+            state.flow = flow
+            self._plan(state, state.parser)
+
+    def _plan(self, state: State, speech: Speech) -> None:
+        speech.voice.content = self._wanted.content_of(state.flow)
+        if speech.is_plain and not speech.secondary:
+            self._hearing.stay_plain(state, speech)
+
+    # --- items to runs, runs to words ------------------------------------------------------------
+
+    def feed(self, items: Iterable[Opened | Segment | Closed | Scoped]) -> list[Word]:
+        """The words that a batch gives. Views in it are in these words, and nowhere else."""
+        closed = self._demux.feed(items)
+        flows, self._flows = self._flows, {}
+        said, self._said = self._said, []
+        for own in flows.values():
+            if is_plain(own):
+                said.append(self._hearing.turn(own))
+                continue
+            if isinstance(own[0][3], Begun) and len(own) > 1:
+                # What came with the handshake was seen before the opening was: that goes first.
+                begin_ns = min(own[0][0], *map(first_ns, own[1:]))
+                own[0] = (begin_ns, *own[0][1:])
+            self._hearing.hear(own, said)
+        for item in closed:
+            # After all that the flow said, whatever the clocks of the two hooks say.
+            last_ns = max((step[0] for step in flows.get(item.flow_id, ())), default=0)
+            self._close(item, last_ns, said)
+        return in_order(said)
+
+    def give(self, state: State, direction: Direction, items: Sequence[StreamItem]) -> None:
+        """What a direction says next, kept until the batch has come."""
+        self._collect(state, direction, items, self._flows)
+
+    def _collect(
+        self,
+        state: State,
+        direction: Direction,
+        given: Sequence[StreamItem],
+        flows: dict[int, list[Step]],
+    ) -> None:
+        speech = state.parser
+        unheard = speech is not None and speech.unheard
+        steps: list[Step] = []
+        for item in given:
+            if type(item) is Chunk:
+                if item.data is not None:
+                    self.bytes += len(item.data)
+                if unheard:
+                    continue
+                run = (item.offset, item.data, item.ends, item.times_ns)
+                steps.append((item.times_ns[-1], state, direction, run))
+            else:
+                assert not isinstance(item, Chunk)
+                if type(item) is Gap:
+                    self.gaps += 1
+                steps.append((item.time_ns, state, direction, item))
+        if steps:
+            flows.setdefault(state.flow.flow_id, []).extend(steps)
+
+    def unwanted(self, flow: Flow) -> None:
+        """Nobody wants it: its bytes need not be copied."""
+        if self._set_policy is not None:
+            self._set_policy(flow.flow_id, Policy.COUNT)
+
+    def refused(self, flow: Flow) -> None:
+        """Say that flows were refused, at most once a second."""
+        count = self.table.refused - self._refused
+        if count and flow.opened_ns >= self._refused_due_ns:
+            self._refused = self.table.refused
+            self._refused_due_ns = flow.opened_ns + LIMIT_PAUSE_NS
+            body = StreamLimit(limit="flows", value=self._max_flows, count=count)
+            self._said.append((flow.opened_ns, None, Direction.TO_SERVER, Note(body)))
+
+    def begin(self, state: State, opened: Opened) -> None:
+        """A flow begins: who listens to it, and what passed before."""
+        flow = state.flow
+        secondary = not state.primary and not self._both_ends
+        protocol = self._wanted.terms_of(flow).protocol
+        voice = Voice(flow, self._wanted.content_of(flow), state.peer)
+        state.parser = Speech(
+            voice,
+            self._limits,
+            secondary=secondary,
+            forced=by_name(protocol) if protocol else self._forced,
+        )
+        if state.paired is not None and state.paired.parser is not None:
+            voice.meet(state.paired.parser.voice)
+        if secondary:
+            # Nobody will look at the bytes of this flow: let them be counted, not copied.
+            self._copy(state, Policy.COUNT)
+        steps = self._flows.setdefault(flow.flow_id, [])
+        steps.append((flow.opened_ns, state, Direction.TO_SERVER, Begun(flow)))
+        for direction in Direction:
+            if opened.offsets[direction]:
+                gap = Gap(0, opened.offsets[direction], "midstream", flow.opened_ns)
+                self._collect(state, direction, (gap,), self._flows)
+
+    def scoped(self, state: State, scoped: Scoped) -> None:
+        """A flow is in other filters; once what it said in this batch has been told."""
+        step = (scoped.time_ns, state, Direction.TO_SERVER, scoped)
+        self._flows.setdefault(scoped.flow_id, []).append(step)
+
+    def _close(self, closed: Closed, last_ns: int, said: list[Word]) -> None:
+        """A flow ends: what is left of it is heard, then it has ended."""
+        ending = self._demux.close(closed)
+        if ending is None:
+            return  # what came early for it will not be claimed
+        state, speech = ending.state, ending.state.parser
+        assert speech is not None
+        left: dict[int, list[Step]] = {}
+        for direction in Direction:
+            self._collect(state, direction, ending.items[direction], left)
+        words: list[Word] = []
+        for steps in left.values():
+            self._hearing.hear(steps, words)
+        if not speech.secondary:
+            self._hearing.end(state, closed.time_ns, words)
+        for time_ns, *_ in words:
+            last_ns = max(last_ns, time_ns)
+        said += words
+        ended = Ended(closed, ending.certificate)
+        said.append((max(closed.time_ns, last_ns), speech.voice, Direction.TO_SERVER, ended))
+
+    def _copy(self, state: State, policy: Policy) -> None:
+        if self._set_policy is not None and state.policy is not policy:
+            state.policy = policy
+            self._set_policy(state.flow.flow_id, policy)
