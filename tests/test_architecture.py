@@ -31,7 +31,11 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "tally": ({"events"}, set()),
     "summary": ({"events", "patterns", "tally"}, {"msgspec"}),
     "ordered": ({"capture", "demux", "flows", "model", "streams"}, set()),
-    "reading": (PIPELINE | {"demux", "ordered", "pipeline", "tally", "__init__"}, {"msgspec"}),
+    "listener": (CORE | {"capture", "pipeline"}, {"msgspec"}),
+    "reading": (
+        PIPELINE | {"demux", "listener", "ordered", "pipeline", "tally", "__init__"},
+        {"msgspec"},
+    ),
     "api": (
         PIPELINE
         | {"demux", "holding", "ordered", "pipeline", "watch", "reading", "service", "tally"}

@@ -46,6 +46,7 @@ class CaptureFileError(StreamtapError):
         super().__init__(f"{path}: {reason}" + ("" if offset is None else f" at offset {offset}"))
         self.path = path
         self.offset = offset
+        self.reason = reason
 
 
 class NotFound(StreamtapError):

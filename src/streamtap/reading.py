@@ -12,12 +12,12 @@ from msgspec.structs import replace
 from streamtap import __version__
 from streamtap.capture.connections import MAX_FLOWS, Item
 from streamtap.capture.identity import host_key
-from streamtap.capture.offline import OfflineSource
 from streamtap.capture.packets import Chosen
 from streamtap.demux import Demux, Tap
 from streamtap.errors import CaptureFileError
 from streamtap.events import Record, Started, Stopped
 from streamtap.flows import FlowState
+from streamtap.listener import Heard, Listener, Local, Remote, heard_of
 from streamtap.model import (
     DIRECTIONS,
     Content,
@@ -30,7 +30,7 @@ from streamtap.model import (
     StreamItem,
 )
 from streamtap.ordered import Paths, Wait, open_source
-from streamtap.pipeline import Pipeline
+from streamtap.pipeline import Listening, Telling, Wanted
 from streamtap.streams import Reassembler
 from streamtap.tally import COUNTED, Tally
 from streamtap.trace import Selection
@@ -39,26 +39,35 @@ _time = attrgetter("time_ns")
 
 
 class _Captures(Tally):
-    """What there is to say of captures that are read, whatever is made of them."""
+    """What there is to say of captures that are read, whatever is made of them.
 
-    def __init__(self, source: OfflineSource, stop: Callable[[], bool]) -> None:
+    heard: what came of them so far.
+    """
+
+    def __init__(self, stop: Callable[[], bool]) -> None:
         super().__init__()
-        self.source = source
+        self.heard = Heard()
         self._stop = stop
 
     @property
+    def flows(self) -> int:
+        return self.heard.flows
+
+    @property
     def problems(self) -> list[CaptureFileError]:
-        return self.source.problems
+        return self.heard.problems
+
+    def _is_over(self) -> bool:
+        if self._stop():
+            self.ended = "stop"
+        return bool(self.ended)
 
     def _losses(self) -> dict[str, int]:
         return {
-            "packets that the capture itself dropped": self.source.dropped,
-            "bytes that the capture cut off (its snapshot length)": self.source.missing,
-            "flows given up because there were too many": self.source.evicted,
+            "packets that the capture itself dropped": self.heard.dropped,
+            "bytes that the capture cut off (its snapshot length)": self.heard.missing,
+            "flows given up because there were too many": self.heard.evicted,
         }
-
-    def close(self) -> None:
-        self.source.close()
 
 
 class Reading(_Captures):
@@ -84,6 +93,7 @@ class Reading(_Captures):
         wait: Wait | None = None,
         max_flows: int = MAX_FLOWS,
     ) -> None:
+        super().__init__(stop)
         source = open_source(
             paths,
             chosen,
@@ -92,50 +102,46 @@ class Reading(_Captures):
             acknowledgements=bool(taps),
             max_flows=max_flows,
         )
-        super().__init__(source, stop)
         self._names = [os.fspath(path) for path in paths]
         # What comes as it happens is told at once; of files, a stretch later, in better order.
         self._arrives = follow or not all(os.path.isfile(name) for name in self._names)
-        self.pipeline = Pipeline(
-            content=content,
-            places=selection.places | COUNTED,
-            protocol=protocol,
-            key=key or host_key(),
-            wanted=wanted,
-            taps=taps,
-            max_flows=max_flows * 2,
+        places = Wanted(selection.places | COUNTED, content)
+        self._telling = Telling(places, key=key or host_key())
+        listening = Listening(
+            places, protocol=protocol, follows=wanted, taps=taps, max_flows=max_flows * 2
         )
-
-    @property
-    def flows(self) -> int:
-        return self.pipeline.table.opened
+        self._listener: Listener
+        if source.is_long and not taps:  # these want what is heard here
+            self._listener = Remote(source, listening, places)
+        else:
+            self._listener = Local(source, listening)
 
     def batches(self) -> Generator[list[Record], None, None]:
         """All records, some of them of places that were not selected."""
-        pipeline, source = self.pipeline, self.source
-        began_ns: int | None = None
+        telling = self._telling
         records: list[Record] = []
-        for items in source:
-            if began_ns is None:
-                began_ns = min(
-                    (item.flow.opened_ns for item in items if type(item) is Opened),
-                    default=source.now_ns,
-                )
+        begun = False
+        for heard, words in self._listener.stretches(self._is_over):
+            self.heard = heard
+            if heard.began_ns is not None and not begun:
+                begun = True
                 started = Started(version=__version__, source=f"capture {', '.join(self._names)}")
-                yield pipeline.note(began_ns, started)
-            # In the order of time as far as a stretch goes: what waited in the pipeline, for the
-            # end of a burst, belongs before what is newer.
-            yield records
-            records = self.counted(pipeline.feed(items) + pipeline.tick(source.now_ns))
-            records.sort(key=_time)
+                telling.emit(heard.began_ns, started)
+                yield telling.flush()
+            if not heard.last:
+                # In the order of time as far as a stretch goes: what waited, for the end of a
+                # burst, belongs before what is newer.
+                yield records
+                records = []
+            for some in words:
+                telling.tell(some)
+            if not heard.last:
+                telling.tick(heard.now_ns)
+            records += self.counted(telling.flush())
             if self._arrives:
                 yield records
                 records = []
-            if self._stop():
-                self.ended = "stop"
-                break
         self.ended = self.ended or "end"
-        records += self.counted(pipeline.feed(source.finish()))
         records.sort(key=_time)
         yield records
         self.drops = self._losses()
@@ -146,7 +152,11 @@ class Reading(_Captures):
             gaps=self.gaps.total(),
             drops=sum(self.drops.values()),
         )
-        yield pipeline.note(source.now_ns, stopped)
+        telling.emit(self.heard.now_ns, stopped)
+        yield telling.flush()
+
+    def close(self) -> None:
+        self._listener.close()
 
 
 class Keeping(_Captures):
@@ -168,30 +178,28 @@ class Keeping(_Captures):
         wait: Wait | None = None,
         max_flows: int = MAX_FLOWS,
     ) -> None:
-        source = open_source(paths, chosen, follow=follow, wait=wait, max_flows=max_flows)
-        super().__init__(source, stop)
+        super().__init__(stop)
+        self._source = open_source(paths, chosen, follow=follow, wait=wait, max_flows=max_flows)
         self._demux: Demux[None] = Demux(self, wanted=wanted, taps=taps, max_flows=2 * max_flows)
-
-    @property
-    def flows(self) -> int:
-        return self._demux.table.opened
 
     def batches(self) -> Generator[list[Record], None, None]:
         """No record after each stretch."""
-        source = self.source
-        packets = 0
+        source, table = self._source, self._demux.table
         for items in source.pieces():
             self._take(items)
-            if source.packets != packets:
-                packets = source.packets
+            if source.packets != self.heard.packets:
+                self.heard = heard_of(source, table.opened)
                 yield []
-                if self._stop():
-                    self.ended = "stop"
+                if self._is_over():
                     break
         self.ended = self.ended or "end"
         self._take(source.finish())
+        self.heard = heard_of(source, table.opened)
         self.drops = self._losses()
         yield []
+
+    def close(self) -> None:
+        self._source.close()
 
     def _take(self, items: list[Item]) -> None:
         demux = self._demux
@@ -239,6 +247,7 @@ class Capture(Iterator[Record]):
         self._reading = reading
         self._places = selection.places
         self._records = self._numbered()
+        self._closed = False
 
     def _numbered(self) -> Iterator[Record]:
         reading = self._reading
@@ -249,7 +258,7 @@ class Capture(Iterator[Record]):
                         reading.records += 1
                         yield replace(record, number=reading.records)
         finally:
-            reading.close()
+            self.close()
         for problem in reading.problems:
             raise problem
 
@@ -261,8 +270,10 @@ class Capture(Iterator[Record]):
 
     def close(self) -> None:
         """Ends early; a second call does nothing."""
-        self._reading.close()
-        self._records = iter(())
+        if not self._closed:
+            self._closed = True
+            self._reading.close()
+            self._records = iter(())
 
     def __enter__(self) -> Self:
         return self

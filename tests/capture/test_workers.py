@@ -169,8 +169,9 @@ def test_nothing_stays_when_reading_ends_early(tmp_path: Path) -> None:
     path.write_bytes(FILES["words"])
     before = len(os.listdir("/proc/self/fd"))
     workers = Workers(open_input(str(path)), CHOSEN, 2, part=PART)
-    processes = list(workers.pids)
     next(iter(workers))
+    processes = workers.pids
+    assert len(processes) == 2
     workers.close()
     assert not any(os.path.exists(f"/proc/{pid}") for pid in processes)
     assert len(os.listdir("/proc/self/fd")) == before

@@ -11,6 +11,7 @@ from streamtap.capture.fragments import GIVEN_UP, Fragments
 from streamtap.capture.packets import SLACK, Chosen
 from streamtap.capture.payloads import Payload
 from streamtap.capture.stretches import Mapped, Stretch, StretchSource, decode_stretch
+from streamtap.capture.workers import Workers
 from streamtap.errors import CaptureFileError
 from streamtap.model import App
 
@@ -87,6 +88,11 @@ class OfflineSource:
         packets = Packets(data, np.zeros(1, np.int64), size, size, np.array([time_ns]), _RAW)
         found = decode_stretch(packets, self._chosen, self._whole.payloads)
         return found, self._whole.view(self._whole.payloads.size)
+
+    @property
+    def is_long(self) -> bool:
+        """Several processes decode it: it is long enough for that, and there are processors."""
+        return isinstance(self._stretches, Workers)
 
     @property
     def passed(self) -> Counter[str]:

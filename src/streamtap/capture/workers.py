@@ -8,16 +8,15 @@ not, the part is done again from the place that is now known.
 import ctypes
 import os
 import pickle
-import signal
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from multiprocessing import get_context
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple
 
 from streamtap.capture.container import Layout, Stop
 from streamtap.capture.drops import Dropped, Drops
+from streamtap.capture.forking import Fork
 from streamtap.capture.inputs import Input
 from streamtap.capture.packets import SLACK, Chosen
 from streamtap.capture.payloads import Payload
@@ -73,25 +72,12 @@ class Workers:
         self._source = source
         self._part = part
         self._slots = [[Mapped() for _ in range(AHEAD)] for _ in range(count)]
+        self._chosen = chosen
+        self._forks: list[Fork] = []
         self._pipes: list[Connection] = []
         self._done: dict[int, _Done] = {}  # by the number of the task
         self._tasks = 0
         self._given: deque[_Task] = deque()
-        self._processes = []
-        context = get_context("fork")
-        for slots in self._slots:
-            ours, theirs = context.Pipe()
-            self._pipes.append(ours)
-            process = context.Process(
-                target=_work, args=(theirs, source.fileno(), chosen, slots, tuple(self._pipes))
-            )
-            process.daemon = True
-            with warnings.catch_warnings():
-                # NumPy's own threads are idle; this process has no others.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process.start()
-            theirs.close()
-            self._processes.append(process)
 
     @property
     def dropped(self) -> int:
@@ -100,9 +86,13 @@ class Workers:
     @property
     def pids(self) -> list[int]:
         """The processes at work."""
-        return [process.pid for process in self._processes if process.pid is not None]
+        return [fork.pid for fork in self._forks]
 
     def __iter__(self) -> Iterator[tuple[Stretch, Payload]]:
+        for slots in self._slots:
+            work = partial(_work, fd=self._source.fileno(), chosen=self._chosen, slots=slots)
+            self._forks.append(Fork(work, self._pipes))
+            self._pipes.append(self._forks[-1].pipe)
         try:
             yield from self._parts()
         except CaptureFileError as error:
@@ -199,13 +189,9 @@ class Workers:
             size *= 4
 
     def close(self) -> None:
-        for pipe in self._pipes:
-            pipe.close()
-        for process in self._processes:
-            process.terminate()
-            process.join()
-            process.close()
-        self._processes = []
+        for fork in self._forks:
+            fork.end()
+        self._forks = []
         self._pipes = []
         for slots in self._slots:
             for slot in slots:
@@ -214,33 +200,19 @@ class Workers:
         self._source.close()
 
 
-def _work(
-    pipe: Connection,
-    fd: int,
-    chosen: Chosen,
-    slots: Sequence[Mapped],
-    others: Sequence[Connection],
-) -> None:
-    """A worker's life: a task after the other, until the process that gives them is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who gives the tasks
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+def _work(pipe: Connection, *, fd: int, chosen: Chosen, slots: Sequence[Mapped]) -> None:
+    """A worker's life: a task after the other."""
     _keep_memory()
-    for other in others:  # or nobody would notice that the giver has gone
-        other.close()
     buffer = Buffer(STRETCH + OVERHANG)
     while True:
+        task: _Task = pipe.recv()
+        if buffer.size < task.stop - task.start + OVERHANG:
+            buffer = Buffer(task.stop - task.start + OVERHANG)
         try:
-            task: _Task = pipe.recv()
-            if buffer.size < task.stop - task.start + OVERHANG:
-                buffer = Buffer(task.stop - task.start + OVERHANG)
-            try:
-                done = _do(task, fd, buffer, chosen, slots[task.slot])
-            except OSError as error:
-                done = _Done(task.start, task.start, problem=f"can't be read: {error.strerror}")
-            pipe.send((task.number, done))
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            return
+            done = _do(task, fd, buffer, chosen, slots[task.slot])
+        except OSError as error:
+            done = _Done(task.start, task.start, problem=f"can't be read: {error.strerror}")
+        pipe.send((task.number, done))
 
 
 def _keep_memory() -> None:

@@ -75,17 +75,17 @@ def read_captures(arguments: Arguments, stop: Stop) -> int:
             for records in reading.batches():
                 outputs.take(records)
                 reading.records = outputs.records
-                progress.show(reading.source.progress)
+                progress.show(reading.heard.progress)
     finally:
         progress.clear()
         reading.close()
     for problem in reading.problems:
         say(f"streamtap: error: {printable(str(problem), 1000)}")
     say(summary(reading, outputs))
-    passed = reading.source.passed
+    passed = reading.heard.passed
     if passed and arguments.verbose:
         texts = (f"{count} {text}" for text, count in sorted(passed.items()))
-        say(f"streamtap: of {counted(reading.source.packets, 'packet')}: {'; '.join(texts)}")
+        say(f"streamtap: of {counted(reading.heard.packets, 'packet')}: {'; '.join(texts)}")
     code = exit_code(arguments, reading, outputs, stop.number, None)
     return code or (FAILED if reading.problems else 0)
 
