@@ -78,6 +78,11 @@ class Connection:
         self.ragged = self.ragged or expected >= 0
         self.next[direction] = following
 
+    def heard(self, direction: Direction, ack: int) -> int:
+        """An acknowledgement in this direction, as far as it is of bytes; a FIN has a number too."""
+        fin = self.fins[direction.opposite]
+        return fin if fin is not None and ack == fin + 1 & _MASK else ack
+
     def opened(self) -> Opened:
         app, way, source, destination = self.strand
         client, server = (source, destination) if self.of_client else (destination, source)

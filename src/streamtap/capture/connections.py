@@ -6,11 +6,12 @@ that begin or end a connection go one by one.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from streamtap.capture.batch import Batch
 from streamtap.capture.connection import BEHIND, Connection, Ended
-from streamtap.capture.packets import ACK, FIN, RST, SYN
+from streamtap.capture.packets import ACK, CONTROL, FIN, RST, SYN
 from streamtap.capture.payloads import Payload
 from streamtap.capture.runs import Runs, Strands
 from streamtap.model import DIRECTIONS, App, Closed, Direction, Opened, Segment
@@ -21,9 +22,11 @@ LINGER_NS = 2_000_000_000  # late packets of a connection that has ended may sti
 FORGOTTEN_NS = 120_000_000_000  # an ended connection is known so long: twice a usual TIME_WAIT
 ENDED = 32_768  # ended connections that are known
 MAX_FLOWS = 65_536
+ASIDE = 256  # runs among which the first bytes of a connection may stand, out of order
 FEW = 64  # items given at a time: what is used at once is still in the processor's cache
 LATE = "packets that came after their connection had ended"
 UNANSWERED = "attempts to connect that came to nothing"
+CROWDED = "attempts to connect beyond the connections that are followed"
 FORGED = "resets from outside of the window"
 STRAY = "ends of connections that were not seen"
 _MASK = 0xFFFF_FFFF
@@ -86,7 +89,7 @@ class Connections:
         """Closings of what had ended before the batch did, once all of the batch was taken."""
         items: list[Item] = []
         self._close_ended(items)
-        if len(self._table) > self._max_flows:
+        if len(self._table) >= self._max_flows:
             self._evict(items)
         return items
 
@@ -111,13 +114,14 @@ class Connections:
         direction = _TO_SERVER if batch.from_high[strand] is connection.client_high else _TO_CLIENT
         begin, end = batch.run[strand], batch.run[strand + 1]
         ack = batch.strand_ack[strand]
-        connection.last_ns = batch.last_ns[strand]
+        if (last_ns := batch.last_ns[strand]) > connection.last_ns:
+            connection.last_ns = last_ns
         if ack >= 0:
             connection.acks[direction] = ack
         for index in range(begin, end):
             self._segment(connection, direction, batch, index, items)
         if begin == end and connection.ragged and ack >= 0:
-            items.append(_acknowledgement(connection.flow_id, direction, ack, connection.last_ns))
+            items.append(_acknowledgement(connection, direction, ack, last_ns))
 
     def _segment(
         self,
@@ -135,7 +139,7 @@ class Connections:
             connection.jump(direction, sequence, batch.following[index])
         acknowledged = None
         if (connection.ragged or self._acknowledgements) and (ack := batch.ack[index]) >= 0:
-            acknowledged = ack
+            acknowledged = connection.heard(direction, ack)
         if batch.whole[index]:  # most are
             items.append(
                 Segment(connection.flow_id, direction, sequence, batch.payload[low:high], time_ns,
@@ -165,7 +169,7 @@ class Connections:
             if batch.strand_ack[strand] >= 0:
                 side = batch.from_high[strand] is not connection.client_high
                 connection.acks[side] = batch.strand_ack[strand]
-            connection.last_ns = batch.last_ns[strand]
+            connection.last_ns = max(connection.last_ns, batch.last_ns[strand])
 
     # --- a connection that begins or ends --------------------------------------------------------
 
@@ -196,7 +200,7 @@ class Connections:
             if flags & SYN and not self._greet(connection, direction, batch, index):
                 continue
             if not connection.told and (length or flags & FIN or flags & (SYN | ACK) == SYN | ACK):
-                self._tell(connection, batch, steps[number:], items)
+                self._tell(connection, batch, islice(steps, number, number + ASIDE), items)
             if length:
                 self._segment(connection, direction, batch, index, items)
             if (ack := batch.ack[index]) >= 0:
@@ -243,6 +247,8 @@ class Connections:
         """
         flags, sequence = batch.flags[index], batch.sequence[index]
         if flags & SYN:
+            if connection.reason and batch.run_first_ns[index] - connection.ended_ns > LINGER_NS:
+                return True  # it is open only because its stretch was taken as a whole
             known = sequence in connection.sequences
             if known or not (connection.told or connection.reason):
                 return False
@@ -270,6 +276,9 @@ class Connections:
         if not length and not flags & SYN:
             self.passed[STRAY] += 1
             return None
+        if not length and flags & (CONTROL | ACK) == SYN and len(self._table) >= self._max_flows:
+            self.passed[CROWDED] += 1  # if it is answered after all, the answer tells as much
+            return None
         self._flows += 1
         midstream = not flags & SYN
         from_client = batch.is_from_client(strand) if midstream else not flags & ACK
@@ -295,7 +304,7 @@ class Connections:
         self,
         connection: Connection,
         batch: Batch,
-        steps: Sequence[int],
+        steps: Iterable[int],
         items: list[Item],
     ) -> None:
         """The opening. Where a direction's beginning was not seen, it begins with the earliest of
@@ -321,10 +330,14 @@ class Connections:
             _, key, connection = self._closing.popleft()
             if self._table.get(key) is connection:
                 self._close(key, connection, items)
-        while self._ended:
-            key = next(iter(self._ended))
-            if len(self._ended) <= ENDED and self._now_ns - self._ended[key][0] <= FORGOTTEN_NS:
+        # In one walk from the oldest: to ask for the first again and again would pass, each time,
+        # by the places of all that are gone.
+        spare, forgotten = len(self._ended) - ENDED, list[_Key]()
+        for key, (ended_ns, *_) in self._ended.items():
+            if len(forgotten) >= spare and self._now_ns - ended_ns <= FORGOTTEN_NS:
                 break
+            forgotten.append(key)
+        for key in forgotten:
             del self._ended[key]
 
     def _close(self, key: _Key, connection: Connection, items: list[Item]) -> None:
@@ -338,7 +351,7 @@ class Connections:
             return
         flow_id, time_ns = connection.flow_id, connection.ended_ns
         items += [
-            _acknowledgement(flow_id, direction, connection.acks[direction], time_ns)
+            _acknowledgement(connection, direction, connection.acks[direction], time_ns)
             for direction in DIRECTIONS
             if self._tells(connection, direction)
         ]
@@ -359,9 +372,12 @@ class Connections:
         for key, connection in oldest[: len(self._table) - self._max_flows * 7 // 8]:
             if not connection.reason:
                 connection.reason, connection.ended_ns = "idle", connection.last_ns
-                self.evicted += 1
+                self.evicted += connection.told  # of the others nobody was told
             self._close(key, connection, items)
 
 
-def _acknowledgement(flow_id: int, direction: Direction, ack: int, time_ns: int) -> Segment:
-    return Segment(flow_id, direction, 0, b"", time_ns, acknowledged=ack)
+def _acknowledgement(
+    connection: Connection, direction: Direction, ack: int, time_ns: int
+) -> Segment:
+    acknowledged = connection.heard(direction, ack)
+    return Segment(connection.flow_id, direction, 0, b"", time_ns, acknowledged=acknowledged)

@@ -4,6 +4,7 @@ The first copy of a byte is kept. What is incomplete for too long, or too much, 
 counted: anybody may send fragments.
 """
 
+from collections import OrderedDict
 from typing import NamedTuple
 
 TIMEOUT_NS = 30_000_000_000  # Linux: net.ipv4.ipfrag_time
@@ -60,7 +61,8 @@ class Fragments:
 
     def __init__(self) -> None:
         self.given_up = 0
-        self._partial: dict[tuple[bytes, ...], _Partial] = {}  # the oldest first
+        # The oldest first; of a plain dictionary the first is found past the places of those gone.
+        self._partial: OrderedDict[tuple[bytes, ...], _Partial] = OrderedDict()
         self._held = 0
 
     def add(self, time_ns: int, version: int, packet: bytes) -> bytes | None:
