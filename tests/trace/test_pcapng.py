@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -352,6 +353,23 @@ def test_the_end_stands_behind_bytes_that_are_missing_by_the_kernels_count() -> 
     fin, answer = packets[-3:-1]
     assert (fin.sequence, fin.acknowledgment) == (1010, (NUMBERS[1] + 7) & 0xFFFFFFFF)
     assert answer.sequence == fin.acknowledgment
+
+
+def test_the_fin_that_was_captured_stands_where_it_was() -> None:
+    """Whatever somebody sent as if it came behind it."""
+    talk = Talk()
+    first, forged = talk.say(UP, b"abc"), talk.say(UP, b"forged", skip=1 << 29)
+    closed = msgspec.structs.replace(talk.end(), fins=(1003, NUMBERS[1]))
+    packets = pcapng.packets(written([opened(), first, forged, closed]))
+    assert [one.sequence for one in packets[-3:]] == [1003, NUMBERS[1], 1004]
+
+
+def test_what_was_acknowledged_and_never_came_is_told_by_an_empty_packet() -> None:
+    talk = Talk()
+    only = Segment(0x817, DOWN, 0, b"", BEGIN, acknowledged=1010)
+    packets = pcapng.packets(written([opened(), talk.say(UP, b"abc"), only, talk.end("end")]))
+    last = packets[-1]
+    assert (last.sequence, last.acknowledgment, last.payload) == (NUMBERS[1], 1010, b"")
 
 
 # --- both ends, and losses -----------------------------------------------------------------------

@@ -301,14 +301,17 @@ class _Connection:
         return len(ends)
 
     def add_ending(self, closed: Closed, packets: Packets) -> None:
-        """FIN of both ends, or RST of the local one. They stand behind the last byte by the
-        kernel's totals, where these are known: what is missing there is seen to be missing."""
+        """FIN of both ends, or RST of the local one; where there was neither, what was acknowledged
+        and never came. They stand behind the last byte by the kernel's totals, or by the FIN that
+        was captured, where these are known: what is missing there is seen to be missing."""
         drops = [side.drops(lost) for side, lost in zip(self._sides, closed.lost, strict=True)]
         if closed.totals is not None:
             opened = zip(self._opened.sequences, self._opened.offsets, closed.totals, strict=True)
             for side, (sequence, passed, total) in zip(self._sides, opened, strict=True):
                 if sequence is not None and total > passed:
                     side.next = _later(side.next, (sequence + total - passed) & _MASK)
+        for side, fin in zip(self._sides, closed.fins, strict=True):
+            side.next = side.next if fin is None else fin
         time_ns = max(self._last_ns, closed.time_ns)
         client, server = self._sides
         if client.next is None or server.next is None:
@@ -324,6 +327,11 @@ class _Connection:
             packets.add(client.way, time_ns, first, second, FIN, options=drops[0])
             packets.add(server.way, time_ns, second, first + 1, FIN, options=drops[1])
             packets.add(client.way, time_ns, first + 1, second + 1, 0)
+        else:
+            for side, other in (self._sides, self._sides[::-1]):
+                assert side.next is not None
+                if _later(other.next, side.acknowledged) != other.next:
+                    packets.add(side.way, time_ns, side.next, side.acknowledged, 0)
 
 
 def _divide(
