@@ -1,12 +1,14 @@
 """`read -w`: a capture as pcapng, with what was said."""
 
+import shlex
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from helpers import pcapng
-from helpers.commands import run
+from helpers.commands import STREAMTAP, run
 from streamtap.model import Closed, Direction, Endpoint, Flow, Opened, Role, Segment
 from streamtap.trace import Output
 from streamtap.trace.pcapng import Pcapng
@@ -57,3 +59,29 @@ def test_what_is_read_is_not_overwritten(capture: Path, tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stderr == f"streamtap: error: -w {link} would overwrite what is read\n"
     assert capture.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        ("read - -w {0} < {0}", "-w {0}"),
+        ("read {0} -o {0}", "-o {0}"),
+        ("read {0} --json >> {0}", "standard output"),
+        ("read - -w - < {0} >> {0}", "standard output"),
+    ],
+)
+def test_nor_is_it_by_another_way(capture: Path, tmp_path: Path, words: str, what: str) -> None:
+    path = capture.rename(tmp_path / "same.jsonl")
+    before = path.read_bytes()
+    command = " ".join((*map(shlex.quote, STREAMTAP), words.format(path)))
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    told = f"streamtap: error: {what.format(path)} would overwrite what is read\n"
+    assert (result.returncode, result.stderr) == (2, told)
+    assert path.read_bytes() == before
+
+
+def test_standard_input_that_is_closed_is_told() -> None:
+    command = " ".join((*map(shlex.quote, STREAMTAP), "read - <&-"))
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "streamtap: error: standard input: is closed\n" in result.stderr

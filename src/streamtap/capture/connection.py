@@ -79,7 +79,7 @@ class Connection:
         self.next[direction] = following
 
     def heard(self, direction: Direction, ack: int) -> int:
-        """An acknowledgement in this direction, as far as it is of bytes; a FIN has a number too."""
+        """An acknowledgement in this direction, as far as it is of bytes; a FIN has a number."""
         fin = self.fins[direction.opposite]
         return fin if fin is not None and ack == fin + 1 & _MASK else ack
 

@@ -135,6 +135,8 @@ class _Source:
 
     def __init__(self, path: str, follow: bool, wait: Wait) -> None:
         self.name = "standard input" if path == "-" else path
+        if path == "-" and sys.stdin is None:  # its descriptor may be another file's by now
+            raise CaptureFileError(self.name, None, "is closed")
         self.fd = 0 if path == "-" else _open(path)
         mode = os.fstat(self.fd).st_mode
         if stat.S_ISDIR(mode):

@@ -1,6 +1,7 @@
 """`read`: its options. What it does is in `reading`."""
 
 import os
+import stat
 from argparse import ArgumentTypeError
 
 from streamtap.cli.options import add_output, check_output
@@ -48,8 +49,7 @@ def read(arguments: Arguments) -> int:
     check_output(arguments)
     if not arguments.files:
         raise UsageError("nothing to read: no capture is named", "streamtap read FILE.pcap")
-    if arguments.write and any(_is_same(arguments.write, file) for file in arguments.files):
-        raise UsageError(f"-w {arguments.write} would overwrite what is read")
+    _spare_what_is_read(arguments)
     if arguments.follow and len(arguments.files) > 1:
         raise UsageError("--follow takes one FILE")
     if arguments.files.count("-") > 1:
@@ -66,12 +66,26 @@ def read(arguments: Arguments) -> int:
             return 128 + stop.number
 
 
-def _is_same(one: str, other: str) -> bool:
-    """Two names of one file that is there."""
+def _spare_what_is_read(arguments: Arguments) -> None:
+    """Raises UsageError where an output is a file that is read, by whatever name."""
+    outputs = [(f"-o {name}", _regular(name)) for name in arguments.output]
+    if arguments.write not in (None, "-"):
+        outputs.append((f"-w {arguments.write}", _regular(arguments.write)))
+    outputs.append(("standard output", _regular(1)))
+    for file in arguments.files:
+        status = _regular(0 if file == "-" else file)
+        for output, other in outputs:
+            if status and other and os.path.samestat(status, other):
+                raise UsageError(f"{output} would overwrite what is read")
+
+
+def _regular(file: str | int) -> os.stat_result | None:
+    """The status of a regular file, by its name or descriptor; None of anything else."""
     try:
-        return "-" not in (one, other) and os.path.samefile(one, other)
+        status = os.stat(file)
     except OSError:
-        return False
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def _flow(text: str) -> int:
