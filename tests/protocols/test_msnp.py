@@ -208,7 +208,14 @@ SECRET_LINES = [
     (S, f"CHL 0 {SECRET}"),
     (S, f"CHL {SECRET}"),
     (C, f"CVR 1 a b c d e f g h@example.com {SECRET}"),
+    (C, f"CVQ 1 a b c d e f g h@example.com {SECRET}"),
+    (S, f"XFR 1 NS 1.2.3.4:1863 {SECRET}"),
+    (S, f"XFR 1 NS 1.2.3.4:1863 0 {SECRET}"),
+    (S, f"USR 1 OK a@example.com A 1 0 {SECRET}"),
+    (C, f"QRY 1 product {SECRET}"),
     (S, f"URL 1 /cgi-bin/x https://example.com/?t={SECRET} {SECRET}"),
+    (S, f"URL 1 /cgi-bin/x#{SECRET} https://a:{SECRET}@example.com/;t={SECRET} 2"),
+    (S, f"911 1 {SECRET}"),
 ]
 
 
@@ -217,6 +224,26 @@ def test_a_credential_in_a_line_is_only_a_mark(direction: Direction, line: str) 
     for event in events_of(lines(line), direction):
         assert SECRET not in repr(event)
         assert "redacted:" in repr(event)
+
+
+@pytest.mark.parametrize(("direction", "line"), SECRET_LINES, ids=lambda item: str(item))
+def test_nor_is_it_told_where_the_ends_were_mistaken_for_each_other(
+    direction: Direction, line: str
+) -> None:
+    for event in events_of(lines(line), C if direction is S else S):
+        assert SECRET not in repr(event)
+
+
+def test_what_is_signed_in_by_and_where_to_is_told() -> None:
+    for line in (
+        "USR 1 SSO S MBI_KEY_OLD nonce",
+        "XFR 1 NS 1.2.3.4:1863 0 5.6.7.8:1863",
+        "XFR 0 NS messenger.example.com:1863 G D hop",
+        "USR 1 OK a@example.com A 1 0",
+    ):
+        (event,) = events_of(lines(line))
+        assert isinstance(event, MsnpCommand)
+        assert event.args[:3] == tuple(line.split()[2:5])
 
 
 SECRET_PAYLOADS = [
@@ -228,6 +255,12 @@ SECRET_PAYLOADS = [
     (C, counted("UUN 1 b@example.com 10", SECRET)),
     (C, counted("UUN 1 b@example.com 3", "INVITE MSNMSGR:b@e MSNSLP/1.0", "", f"Nonce: {SECRET}")),
     (S, counted("MSG b@e B", *P2P, "", "", tail=b"broken\r\nNonce: " + SECRET.encode())),
+    (S, counted("MSG Hotmail Hotmail", "MSPAuth:", f"\t{SECRET}", f" {SECRET}", "kv: 1")),
+    (S, counted("MSG Hotmail Hotmail", "MIME-Version: 1.0", "", f"Post-URL: /x#{SECRET}")),
+    (S, counted("201 4", f"<x><Ticket>{SECRET}</Ticket><y token='{SECRET}'/></x>")),
+    (S, counted("NOT", f'<NOTIFICATION><x:AuthCookie a="1">{SECRET}</x><y Passwd = "{SECRET}"/>')),
+    (C, counted("SDG 1", *ROUTED, "Message-Type: Signal/Turn", "", f"{SECRET};{SECRET}")),
+    (C, counted("UUN 1 b@example.com 3", "x", f"TURN-User: {SECRET}", f"TURNPass: {SECRET}")),
 ]
 
 
@@ -235,6 +268,13 @@ SECRET_PAYLOADS = [
 def test_a_credential_in_a_payload_is_not_kept(direction: Direction, data: bytes) -> None:
     for event in events_of(data, direction):
         assert SECRET not in repr(event)
+
+
+def test_what_somebody_writes_about_passwords_is_kept() -> None:
+    said = b'<a token="abc">, <password>abc</password>'
+    (event,) = events_of(counted("MSG b@e B", "MIME-Version: 1.0", "", tail=b"\r\n" + said))
+    assert isinstance(event, MsnpCommand)
+    assert event.payload.endswith(said)
 
 
 def test_equal_cookies_have_equal_marks_so_that_flows_can_be_linked() -> None:

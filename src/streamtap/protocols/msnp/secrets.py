@@ -8,28 +8,27 @@ from collections.abc import Callable
 
 from streamtap.model import Direction
 from streamtap.protocols._redact import redact
-from streamtap.protocols.msnp.commands import METHODS, is_number, is_session
+from streamtap.protocols.msnp.commands import ERRORS, METHODS, is_number, is_session
 
 Redactor = Callable[[list[str]], list[str]]
+
+_POLICY = re.compile(r"MBI_[A-Z_]{3,16}")  # what a server asks to be signed; not secret
+_PLACE = re.compile(r"[\w.-]{1,255}:[0-9]{1,5}|[A-Z0-9]")  # host:port, or a flag
+_ADDRESS = re.compile(r"([a-z]{1,8}://)?(?:([^/?#;@]*)@)?([^?#;]*[?#;]?)(.*)")
 
 
 def _hide(args: list[str], start: int) -> list[str]:
     return args[:start] + [redact(arg) for arg in args[start:]]
 
 
-def _usr_to_server(args: list[str]) -> list[str]:
+def _usr(args: list[str]) -> list[str]:
+    if args[1:2] == ["OK"]:
+        return _hide(args, 6)  # account, name, two flags
     if len(args) > 2 and args[1] in METHODS and args[2] in ("I", "S", "A"):
-        return _hide(args, 4 if args[2] == "I" else 3)
+        policy = args[1] == "SSO" and len(args) > 3 and _POLICY.fullmatch(args[3])
+        return _hide(args, 4 if args[2] == "I" or policy else 3)
     if len(args) > 1 and "@" in args[1]:  # switchboard: account, cookie
         return _hide(args, 2)
-    return _hide(args, 1)
-
-
-def _usr_to_client(args: list[str]) -> list[str]:
-    if len(args) > 1 and args[1] == "OK":
-        return args
-    if len(args) > 2 and args[1] in METHODS and args[2] in ("I", "S", "A"):
-        return _hide(args, 4 if args[1] == "SSO" else 3)
     return _hide(args, 1)
 
 
@@ -42,8 +41,11 @@ def _after_cki(args: list[str], plain: int) -> list[str]:
 
 
 def _xfr(args: list[str]) -> list[str]:
-    # NS: two flags, or a flag and the address just left, then (MSNP21) the hop token.
-    return _hide(args, 5) if args[1:2] == ["NS"] else _after_cki(args, 3)
+    if args[1:2] != ["NS"]:
+        return _after_cki(args, 3)
+    # Two flags, or a flag and the address just left, then (MSNP21) the hop token.
+    told = [arg if _PLACE.fullmatch(arg) else redact(arg) for arg in args[3:5]]
+    return [*args[:3], *told, *_hide(args[5:], 0)]
 
 
 def _rng(args: list[str]) -> list[str]:
@@ -62,47 +64,65 @@ def _cvr(args: list[str]) -> list[str]:
 
 
 def _url(args: list[str]) -> list[str]:
-    shown = [arg if "?" not in arg else arg.partition("?")[0] + "?" + redact(arg) for arg in args]
-    return _hide(shown, 3)
+    return _hide([_ADDRESS.sub(_address, arg) for arg in args], 3)
 
 
-def _after_transaction(args: list[str]) -> list[str]:
+def _address(found: re.Match[str]) -> str:
+    scheme, user, path, rest = found.groups("")
+    return scheme + (f"{redact(user)}@" if user else "") + path + (redact(rest) if rest else "")
+
+
+def _challenge(args: list[str]) -> list[str]:
     return _hide(args, 1)
 
 
-# By direction: verb -> arguments (transaction id included) with credentials replaced.
-ARGUMENTS: tuple[dict[str, Redactor], dict[str, Redactor]] = (
-    {
-        "USR": _usr_to_server,
-        "ANS": _ans,
-        "CVR": _cvr,
-        "XFR": _xfr,
-        "CHL": _after_transaction,
-        "URL": _url,
-    },
-    {
-        "USR": _usr_to_client,
-        "XFR": _xfr,
-        "RNG": _rng,
-        "ANS": _ans,
-        "CHL": _after_transaction,
-        "URL": _url,
-    },
-)
+def _answer(args: list[str]) -> list[str]:
+    return _hide(args, 2)  # transaction, product; the answer itself is a payload
 
-# Header or body fields whose values are credentials, wherever in a payload they stand.
+
+def _error(args: list[str]) -> list[str]:
+    return [arg if is_number(arg) else redact(arg) for arg in args]
+
+
+# Verb -> arguments (transaction id included) with credentials replaced. The same both ways: which
+# end is the server may be a guess, and a wrong one must not show a cookie.
+_REDACTORS: dict[str, Redactor] = {
+    "USR": _usr,
+    "ANS": _ans,
+    "CVR": _cvr,
+    "CVQ": _cvr,
+    "XFR": _xfr,
+    "RNG": _rng,
+    "CHL": _challenge,
+    "QRY": _answer,
+    "URL": _url,
+    **dict.fromkeys(ERRORS, _error),
+}
+ARGUMENTS: tuple[dict[str, Redactor], dict[str, Redactor]] = (_REDACTORS, _REDACTORS)
+
+# Header or body fields whose values are credentials, wherever in a payload they stand; a value may
+# go on in lines that begin with a blank.
 _FIELDS = re.compile(
     rb"(?im)^([ \t]*(?:MSPAuth|sid|kv|RouteInfo|AuthCookie|(?:Hashed-)?Nonce|ecnoN(?:-dehsaH)?"
-    rb"|Proxy-Authorization|Authorization|Cookie|Set-Cookie|Ticket-Token"
-    rb"|[\w-]*(?:Ticket|Password|Username))[ \t]*:[ \t]*)([^\r\n]+)"
+    rb"|Proxy-Authorization|Authorization|Cookie|Set-Cookie|Ticket-Token|TURN[\w-]{0,32}"
+    rb"|[\w-]*(?:Ticket|Password|Username))[ \t]*:[ \t]*)([^\r\n]*(?:\r?\n[ \t]+[^\r\n]+)*)"
 )
 # Addresses in mail notifications carry sign-in tokens behind the question mark.
-_QUERIES = re.compile(rb"(?im)^([ \t]*[\w-]*URL[ \t]*:[^?\r\n]*\?)([^\r\n]+)")
+_QUERIES = re.compile(rb"(?im)^([ \t]*[\w-]*URL[ \t]*:[^?#\r\n]*[?#])([^\r\n]+)")
 _GUID = re.compile(rb"\s*\{[0-9A-Fa-f-]{36}\}\s*\Z")
 _MAIL = re.compile(rb"(?i)-url[ \t]*:")
+# Elements and attributes of XML, by a part of their name; the end may have been lost.
+_NAMED = (
+    rb"[\w:.-]{0,32}(?:ticket|passw|token|secret|cookie|nonce|authori[sz]|mspauth)[\w:.-]{0,32}"
+)
+_ELEMENTS = re.compile(rb"(?i)(<" + _NAMED + rb"(?:\s[^<>]{0,256})?>)([^<]+)")
+_ATTRIBUTES = re.compile(rb"(?i)((?<![\w:.-])" + _NAMED + rb"\s?=\s?)(\"[^\"<]+|'[^'<]+)")
+_SIGNAL = re.compile(rb"(?im)^Message-Type:[ \t]*Signal/Turn[ \t]*\r?$")
 
 # Payloads that are nothing but a credential; UUN type 10 sets up a relay with user and password.
 _WHOLE = frozenset({"QRY"})
+# What people write to each other is shown as it is.
+_WRITTEN = frozenset({"MSG", "SDG", "UUM", "UBM", "PAG", "PGD"})
 
 
 def redact_value(value: bytes) -> str:
@@ -112,13 +132,24 @@ def redact_value(value: bytes) -> str:
 
 
 def _field(found: re.Match[bytes]) -> bytes:
-    return found[1] + redact_value(found[2]).encode()
+    return found[1] + redact_value(found[2]).encode() if found[2] else found[0]
+
+
+def _attribute(found: re.Match[bytes]) -> bytes:
+    return found[1] + found[2][:1] + redact_value(found[2][1:]).encode()
 
 
 def redact_payload(verb: str, args: list[str], payload: bytes) -> bytes:
     """A payload with its credentials replaced. `args` as in the command, without the length."""
     if verb in _WHOLE or (verb in ("UUN", "UBN") and args and args[-1] == "10"):
         return redact(payload.decode("latin-1")).encode()
+    if verb == "SDG" and (found := _SIGNAL.search(payload)):  # the same, in a routed message
+        body = payload.find(b"\r\n\r\n", found.end()) + 4
+        secret = payload[body:] if body > 3 else payload[found.end() :]
+        return payload[: len(payload) - len(secret)] + redact(secret.decode("latin-1")).encode()
+    if b"<" in payload and (verb not in _WRITTEN or args[:1] == ["Hotmail"]):
+        payload = _ELEMENTS.sub(_field, payload)
+        payload = _ATTRIBUTES.sub(_attribute, payload)
     if b":" not in payload:
         return payload
     payload = _FIELDS.sub(_field, payload)
