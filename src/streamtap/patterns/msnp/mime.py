@@ -27,6 +27,7 @@ KINDS = {
     "application/x-msmsgssystemmessage": "control",
 }
 DATACASTS = {"1": "nudge", "2": "wink", "3": "voice"}
+_CONTENT_TYPE = re.compile(r"([A-Za-z0-9][\w.+-]{0,63}/[\w.+-]{1,63})[ \t]*(?:;|\Z)", re.ASCII)
 _HEAD_END = re.compile(rb"\n\r?\n")
 _USUAL = 512  # bytes of a header that may be remembered: people say much under the same few
 
@@ -52,6 +53,12 @@ def fields_of(block: bytes, limit: int = 64) -> dict[str, str]:
     return fields
 
 
+def content_type_of(value: str) -> str:
+    """Type and subtype of a Content-Type, or "unknown" where it names none."""
+    found = _CONTENT_TYPE.match(value)
+    return found[1].lower() if found else "unknown"
+
+
 class _Head(NamedTuple):
     content_type: str
     kind: str
@@ -60,10 +67,10 @@ class _Head(NamedTuple):
 
 def _head_of(head: bytes) -> _Head:
     fields = fields_of(head)
-    content_type = fields.get("content-type", "").partition(";")[0].strip().lower()
+    content_type = content_type_of(fields.get("content-type", ""))
     kind = KINDS.get(content_type, "other")
     if kind == "typing" and "typinguser" not in fields:
-        kind = "voice" if "recordinguser" in fields else "control"
+        kind = "control"  # RecordingUser: a voice clip is made, and may or may not be sent
     return _Head(content_type, kind, fields)
 
 
@@ -78,7 +85,7 @@ def parse_mime(payload: bytes, announced: int) -> Mime:
     content_type, kind, fields = (_usual_head_of if end <= _USUAL else _head_of)(head)
     if content_type == "text/x-msnmsgr-datacast":
         kind = DATACASTS.get(fields_of(body[:1024], 8).get("id", ""), "datacast")
-    return Mime(content_type or "unknown", kind, fields, body, max(0, announced - used))
+    return Mime(content_type, kind, fields, body, max(0, announced - used))
 
 
 def shown_text(body: bytes) -> str | None:

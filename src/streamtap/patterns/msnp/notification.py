@@ -74,10 +74,11 @@ class Notification:
         client.is_account(account, time_ns)
         self.signed_in = True
         # MSNP2 … 9 give the name; from MSNP10 on two numbers follow the account.
-        named = len(args) in (3, 5) or (len(args) == 4 and args[3] != "0") or len(args) > 5
-        if len(args) == 4 and client.version_number >= 10:
-            named = False
-        client.name = unquoted(args[2]) if named and len(args) > 2 else None
+        named = len(args) > 2
+        if len(args) == 4:  # MSNP6 and 7 as well: name and flag
+            version = client.version_number
+            named = 0 < version < 10 or not (version or (args[2] in ("0", "1") and args[3] == "0"))
+        client.name = unquoted(args[2]) if named else None
         return [
             *client.connect(event.offset, event.length, "notification"),
             SignIn(
@@ -92,7 +93,7 @@ class Notification:
     def out(self, time_ns: int, event: MsnpCommand) -> Patterns:
         """OUT of either side; the server gives a reason."""
         code = event.args[0] if event.args else ""
-        return self._sign_out(event, OUT_REASONS.get(code, code.lower() or None))
+        return self._sign_out(event, OUT_REASONS.get(code))
 
     def _sign_out(self, event: MsnpCommand, reason: str | None) -> Patterns:
         if not self.signed_in and not (self._client.account and self._client.flow.midstream):
@@ -223,7 +224,7 @@ class Notification:
         """User to user: type 3 is MSNSLP text."""
         if event.args[-1:] != ("3",) or (slp := parse_slp(event.payload)) is None:
             return NOTHING
-        return self._transfers.slp(event, time_ns, slp, None, (), None)
+        return self._relayed.bootstrap(event, time_ns, slp)
 
 
 Handler = Callable[[Notification, int, MsnpCommand], Patterns]

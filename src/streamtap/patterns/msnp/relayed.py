@@ -13,11 +13,12 @@ from streamtap.patterns.msnp.mime import Mime, parse_mime, shown_text
 from streamtap.patterns.msnp.presence import Presences
 from streamtap.patterns.msnp.transfers import Transfers
 from streamtap.patterns.msnp.words import Routed, account_of, roster_status, routed
-from streamtap.protocols.msnp import MsnpCommand, MsnpPacket
+from streamtap.protocols.msnp import MsnpCommand, MsnpPacket, Slp
 from streamtap.protocols.msnp.p2p import parse_slp
 
 PEERS = 1024  # people whose endpoints are remembered of one flow
 ENDPOINTS = 64  # of one person
+USER_MESSAGES = {"1": "text", "2": "typing", "3": "nudge"}  # last argument of UUM and UBM
 
 Patterns = Sequence[Pattern]
 NOTHING: Patterns = ()
@@ -55,8 +56,10 @@ class Relayed:
 
     def user_message(self, event: MsnpCommand, time_ns: int, own: str | None) -> Patterns:
         """UUM and UBM: from and to people of other networks."""
-        accounts = [account_of(arg) for arg in event.args if "@" in arg or arg.startswith("tel:")]
+        accounts = [account_of(arg) for arg in event.args if "@" in arg or "tel:" in arg]
         mime = parse_mime(event.payload, event.payload_length)
+        if mime.kind == "other" and event.args:
+            mime = mime._replace(kind=USER_MESSAGES.get(event.args[-1], "other"))
         first = accounts[0] if accounts else None
         if event.verb == "UUM":
             return self._between(event, time_ns, own, first, mime)
@@ -88,6 +91,11 @@ class Relayed:
         recipients = (event.recipient,) if event.recipient else ()
         conversation = self._pair(event.sender, event.recipient, time_ns)
         return self._transfers.packet(event, time_ns, event.sender, recipients, conversation)
+
+    def bootstrap(self, event: MsnpCommand, time_ns: int, slp: Slp) -> Patterns:
+        """UUN and UBN of type 3: a session that two people begin by way of the service."""
+        conversation = self._pair(slp.by, slp.to, time_ns)
+        return self._transfers.slp(event, time_ns, slp, None, (), conversation)
 
     def publication(
         self, direction: Direction, time_ns: int, event: MsnpCommand, own: str | None
@@ -122,6 +130,8 @@ class Relayed:
             return [self._presences.tell(event, account, "offline", name)]
         if account in self._endpoints or len(self._endpoints) < PEERS:
             held = self._endpoints.setdefault(account, set())
+            if route.full:  # what it does not name is signed in no more
+                held.clear()
             if len(held) < ENDPOINTS:
                 held |= endpoints | ({route.endpoint} if route.endpoint else set())
         if status is None or (account == own and status == self._presences.status_of(account)):

@@ -4,6 +4,8 @@ Three ways of asking (an invitation in a message, MSNSLP in peer-to-peer packets
 to one `Transfer` that several flows may carry on.
 """
 
+import re
+
 from streamtap.patterns.model import CLIENT_CLIENT, Direct, Pattern
 from streamtap.patterns.msnp.client import Client
 from streamtap.patterns.msnp.mime import fields_of
@@ -25,6 +27,7 @@ PORT_MASK = 0x3141  # PortX is the port under this mask
 COMPLETED = frozenset({"16777987", "16777989"})
 DATA = 0x4  # flag of a version 2 packet with bytes of an object or file
 ADDRESSES = 16  # addresses of one negotiation that are followed
+_ADDRESS = re.compile(r"(?:[\w.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}", re.ASCII)
 ADDRESS_LISTS = (
     ("ipv4internal-addrs", "ipv4internal-port"),
     ("ipv4external-addrs", "ipv4external-port"),
@@ -58,7 +61,7 @@ class Transfers:
         """text/x-msmsgsinvite."""
         fields = fields_of(body)
         command = fields.get("invitation-command", "").upper()
-        people = tuple(sorted({sender or "", *recipients}))
+        people = hash(frozenset((sender or "", *recipients)))  # there may be a thousand of them
         key = ("invitation", self._scope, people, fields.get("invitation-cookie", ""))
         found = self._links.find(key, time_ns)
         transfer = found if isinstance(found, Transfer) else None
@@ -87,11 +90,8 @@ class Transfers:
             port = _number(fields.get("port", ""))
             if port is None and (masked := _number(fields.get("portx", ""))) is not None:
                 port = masked ^ PORT_MASK
-            addresses = [
-                f"{fields[name]}:{port}"
-                for name in ("ip-address", "ip-address-internal")
-                if fields.get(name) and port
-            ]
+            hosts = [fields.get(name, "") for name in ("ip-address", "ip-address-internal")]
+            addresses = [f"{host}:{port}" for host in hosts]
             secrets = [fields["authcookie"]] if "authcookie" in fields else []
             transport = "msnftp" if transfer.kind == "file" else "tcp"
             patterns += self._negotiated(
@@ -214,11 +214,10 @@ class Transfers:
         secrets = [fields[name] for name in ("nonce", "hashed-nonce") if name in fields]
         addresses: list[str] = []
         for names, port in ADDRESS_LISTS:
-            if fields.get(port):
-                addresses += [
-                    f"[{host}]:{fields[port]}" if ":" in host else f"{host}:{fields[port]}"
-                    for host in fields.get(names, "").split()
-                ]
+            addresses += [
+                f"[{host}]:{fields.get(port)}" if ":" in host else f"{host}:{fields.get(port)}"
+                for host in fields.get(names, "").split()
+            ]
         for names in ADDRESS_AND_PORT_LISTS:
             addresses += fields.get(names, "").split()
         if fields.get("listening", "").lower() == "false":
@@ -236,7 +235,7 @@ class Transfers:
         account: str | None,
     ) -> list[Pattern]:
         """Addresses at which one of the two will wait; the connection is awaited there."""
-        addresses = list(dict.fromkeys(addresses))[:ADDRESSES]
+        addresses = list(filter(_ADDRESS.fullmatch, dict.fromkeys(addresses)))[:ADDRESSES]
         for mark in secrets:
             self._links.await_(("secret", self._scope, mark), transfer, time_ns)
         for address in addresses:

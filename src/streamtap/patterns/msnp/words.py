@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from streamtap.patterns.msnp.mime import HEAD, fields_of
+from streamtap.patterns.msnp.mime import HEAD, content_type_of, fields_of
 from streamtap.protocols.msnp.commands import is_number
 
 STATUS = {
@@ -117,7 +117,7 @@ ACCOUNT = 320  # longest account that is told apart; RFC 3696 allows 64 + 1 + 25
 
 _NETWORK = re.compile(r"\d{1,3}:")
 # Tags and attributes are bounded: no search may go over the same bytes again and again.
-_TAG = re.compile(rb"<(/?)(ml|d|c|t|sep)\b([^<>]{0,1024})>")
+_TAG = re.compile(rb"<(/?)(ml|d|c|t|s|sep)\b([^<>]{0,1024})>")
 _ATTRIBUTE = re.compile(rb"""\b([a-z]{1,8})=(?:"([^"]*)"|'([^']*)')""")
 _STATUS = re.compile(rb"<Status>([A-Z]{3})</Status>")
 _PERSONAL = re.compile(rb"<PSM>([^<]{0,8192})</PSM>")
@@ -198,6 +198,9 @@ def list_entries(payload: bytes) -> tuple[bool, list[tuple[str, int]]]:
             bits = values.get(b"l", "")
             number = int(bits) if is_number(bits) else 0
             entries.append((f"{name}@{host}".lower() if host else name.lower(), number))
+        elif tag == b"s" and entries and is_number(bits := values.get(b"l", "")):
+            contact, number = entries[-1]  # MSNP21: bits for each service that it is on the list of
+            entries[-1] = contact, number | int(bits)
     return initial, entries
 
 
@@ -213,7 +216,8 @@ class Routed(NamedTuple):
 
     kind: of a message, "" where it is none; signal: what kind of signal it is, or "".
     group: the circle or group that it is about, or ""; uri: what a publication is about, and
-    member: the account in it that this one is about, or "".
+    member: the account in it that this one is about, or "". full: a notification replaces what
+    was told before.
     """
 
     sender: str
@@ -227,6 +231,7 @@ class Routed(NamedTuple):
     group: str
     uri: str
     member: str
+    full: bool
 
 
 def routed(payload: bytes, announced: int) -> Routed | None:
@@ -254,13 +259,14 @@ def routed(payload: bytes, announced: int) -> Routed | None:
         account_of(to),
         sender.partition("epid=")[2].partition(";")[0][:ENDPOINT],
         kind,
-        about.get("content-type", "unknown").partition(";")[0].strip().lower(),
+        content_type_of(about.get("content-type", "")),
         payload[used:],
         max(0, announced - used),
         signal,
         group[1].lower() if group else "",
         uri,
         account_of(member[1]) if member else "",
+        about.get("notiftype", "").lower() == "full",
     )
 
 
