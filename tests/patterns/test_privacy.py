@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,7 +93,7 @@ def test_an_account_has_the_same_hash_in_commands_and_patterns() -> None:
     assert isinstance(shown, Message)
     for form in ("Bob@example.com", "N=bob@example.com", "1:bob@example.com;{guid}"):
         line = MsnpCommand(
-            offset=0, length=9, verb="X", transaction=1, args=(form,), payload_length=0
+            offset=0, length=9, verb="CAL", transaction=1, args=(form,), payload_length=0
         )
         command = clean(line, Content.NONE, KEY)
         assert isinstance(command, MsnpCommand)
@@ -167,6 +168,16 @@ def test_meta_reduces_a_query_to_the_names_of_its_parameters() -> None:
     shown_data = clean(data, Content.META, KEY)
     assert isinstance(shown_data, Data)
     assert shown_data.summary == "GET /a?user"
+
+
+def test_text_that_looks_like_a_command_is_shown_only_at_full() -> None:
+    slipped = msgspec.structs.replace(COMMAND, verb="OMG", args=("17", "what", "a", "secret"))
+    assert clean(slipped, Content.FULL, KEY) == clean(slipped, Content.FULL, OTHER)
+    for content in (Content.META, Content.NONE):
+        shown = clean(slipped, content, KEY)
+        assert isinstance(shown, MsnpCommand)
+        assert shown.args == ("17", "hidden", "hidden", "hidden")
+        assert clean(clean(slipped, Content.META, KEY), content, KEY) == shown
 
 
 def test_a_personal_message_is_shown_only_at_full() -> None:

@@ -31,6 +31,7 @@ from streamtap.patterns.model import (
 from streamtap.protocols._redact import without_hashes
 from streamtap.protocols.http import HttpRequest, HttpResponse
 from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, Slp
+from streamtap.protocols.msnp.commands import FORMS
 
 HIDDEN = "@hidden"
 META = Content.META  # looking up an enum's member is slow, and each message asks
@@ -41,6 +42,7 @@ _SAFE = re.compile(
     r"|AWY|BRB|PHN|LUN|HDN|FLN|OTH|SSD|MIG|TOU|PUT|DEL|Hotmail|MSNFTP|MSNMSGR|winnt|i386|redacted"
     r"|\d{1,4}|0x[0-9a-f]{4}|\d{1,3}(?:\.\d{1,3}){3}:\d{1,5}"
 )
+_VERBS = frozenset(FORMS[0]) | frozenset(FORMS[1]) | {"FIL", "TFR", "CCL"}  # the last: MSNFTP
 _TARGET_FIELDS = frozenset({"referer", "location", "content-location", "link", "refresh"})
 # Fields of an HTTP head that say what is carried and how, not who asks for what.
 _PLAIN_FIELDS = frozenset(
@@ -187,6 +189,10 @@ def _hide_direct(body: Direct, content: Content, key: bytes) -> Body:
 
 def _command(body: MsnpCommand, content: Content, key: bytes) -> Body:
     args = tuple(map(without_hashes, body.args))
+    if content is not Content.FULL and body.verb not in _VERBS:
+        # What looks like one may be text behind a message that was longer than it said.
+        args = tuple(arg if _SAFE.fullmatch(arg) else "hidden" for arg in args)
+        return replace(body, args=args, payload=b"")
     if content is Content.FULL:
         payload = body.payload
         if b"redacted:" in payload:

@@ -11,7 +11,8 @@ class MsnpCommand(Event, frozen=True, kw_only=True, tag="msnp.command"):
     verb: three letters, or the three digits of an error.
     transaction: the transaction id; None where the form has none.
     args: the rest, without payload length, split at spaces and still percent-encoded. Credentials
-        are replaced by `redacted:…`.
+        are replaced by `redacted`, and below `full` the words of a verb that is not known by
+        `hidden`.
     payload_length: bytes announced. `payload` holds them, with credentials replaced, or only the
         MIME header where a `MsnpPacket` follows that stands for the body.
     missing: announced bytes behind the first that was lost; `payload` ends there. Those of them
