@@ -113,8 +113,8 @@ def meanings(trace: Trace, midstream: bool) -> None:
 def packets(data: bytes) -> None:
     """Peer-to-peer packets and MSNSLP."""
     for footer in (False, True):
-        for endpoints in (False, True):
-            decode(data, footer=footer, endpoints=endpoints)
+        for either in (False, True):
+            decode(data, footer=footer, second=either)
     for raw, length in decode_all(data):
         assert length
         assert len(raw.data) <= length

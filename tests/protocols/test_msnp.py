@@ -338,13 +338,25 @@ def test_a_nonce_on_the_wire_has_the_mark_of_the_one_in_the_negotiation() -> Non
     assert shown.nonce == slp.fields["nonce"]
 
 
-def test_a_file_between_clients_is_blocks_not_lines() -> None:
+def test_after_a_handshake_of_version_1_packets_are_of_version_1() -> None:
+    header = packet(0, b"", 0, 0, 0x100)
+    data = packet(0xE8030030, b"\x08" * 1000, 1000)  # its first words fit version 2 as well
+    for opening, version in ((frame(header), 1), (frame(header[32:]), 2)):
+        trace = run(MsnpParser, [(C, opening), (S, opening), (C, frame(data))])
+        shown = trace.of(C)[-1]
+        assert isinstance(shown, MsnpPacket)
+        assert shown.version == version
+
+
+@pytest.mark.parametrize("version", ["VER MSNFTP", "VER 1 MSNFTP"])
+def test_a_file_between_clients_is_blocks_not_lines(version: str) -> None:
     script = [
-        (C, lines("VER MSNFTP", "USR b@example.com 271828")),
-        (S, lines("VER MSNFTP", "FIL 6") + b"\0\x04\0BYE \0\x02\0\r\n\1\0\0"),
+        (C, lines(version, "USR b@example.com 271828")),
+        (S, lines(version, "FIL 6") + b"\0\x04\0BYE \0\x02\0\r\n\1\0\0"),
         (C, lines("BYE 16777989")),
     ]
     trace = run(MsnpParser, script)
+    assert trace.of(C) == run(MsnpParser, bytewise(script)).of(C)
     assert_tiles(trace)
     steps = [(event.step, event.size) for event in trace.of(S) if isinstance(event, MsnpDirect)]
     assert steps == [("block", 4), ("block", 2), ("end", 0)]
@@ -356,6 +368,8 @@ def test_a_file_between_clients_is_blocks_not_lines() -> None:
     [
         (b"VER 1 MSNP8 CVR0\r\n", b"", Verdict.YES),
         (b"VE", b"", Verdict.MORE),
+        (b"VER 12 MSNF", b"", Verdict.MORE),
+        (b"VER 12 MSNFTP\r\n", b"", Verdict.YES),
         (b"USR 1 a@example.com 1.2.3\r\n", b"", Verdict.YES),
         (b"ANS 0 a@example.com;{g} 1.2.3 77\r\n", b"", Verdict.YES),
         (b"ANS 0 a@example.com 017a7e02 8f4ae137d97931\r\n", b"", Verdict.YES),

@@ -63,7 +63,7 @@ class Carried:
             recipient = _account(to)
             if self._direction is Direction.TO_CLIENT and args:
                 sender = args[0].partition(";")[0].lower()
-            raw = decode(body, footer=True, endpoints=b"src" in names or bool(endpoint))
+            raw = decode(body, footer=True, second=b"src" in names or bool(endpoint))
             raws = [(raw, len(body))] if raw is not None else []
         return redact_payload(verb, args, head), self._events(
             raws, end - len(body), sender, recipient

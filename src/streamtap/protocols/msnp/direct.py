@@ -4,6 +4,7 @@ Told by the first bytes. There is no way back into such a stream: a gap that is 
 counted frame ends the parsing of its direction, and the rest is skipped.
 """
 
+import re
 from enum import Enum
 
 from streamtap.events import Event, Malformed, Skipped
@@ -35,14 +36,16 @@ PRELUDES = (
     (b"VER MSNFTP", Kind.MSNFTP),
     (b"recipientid=", Kind.WEBCAM),
 )
+_NUMBERED = re.compile(rb"\AVER [0-9]{1,10} ?")  # some clients number the line of MSNFTP
 
 
 def recognise(data: bytes) -> Kind | bool:
     """The direct connection that begins so; True if more bytes may tell, False if it is none."""
+    plain = _NUMBERED.sub(b"VER ", data)
     for prelude, kind in PRELUDES:
-        if data.startswith(prelude):
+        if plain.startswith(prelude):
             return kind
-        if prelude.startswith(data):
+        if prelude.startswith(plain):
             return True
     if _NONCE_FRAME.startswith(data[:4]):  # version 2 without prelude: nothing but the nonce
         return Kind.P2P if len(data) >= len(_NONCE_FRAME) + NONCE else True
@@ -85,6 +88,7 @@ class DirectStream:
         "_offset",
         "_packets",
         "_reason",
+        "_second",
         "_start",
     )
 
@@ -97,6 +101,7 @@ class DirectStream:
         self._offset = 0
         self._packets = Packets()
         self._greeted = False  # the handshake of this direction is over
+        self._second = True  # packets may be of version 2
         self._blocks = False  # this end sends the file (MSNFTP)
         self._dead = False
         self._start = 0
@@ -219,9 +224,10 @@ class DirectStream:
             events.append(self._step("open", length))
         elif not self._greeted and (nonce := _nonce(body)):
             self._greeted = True
+            self._second = len(body) == NONCE
             plain, hashed = nonce_hashes(nonce)
             events.append(self._step("nonce", length, nonce=plain, hashed_nonce=hashed))
-        elif raw := decode(body, footer=False, endpoints=False):
+        elif raw := decode(body, footer=False, second=self._second):
             event = self._packets.event(
                 raw, offset=self._offset, length=length, sender=None, recipient=None
             )
@@ -283,7 +289,7 @@ class DirectStream:
 
 def _nonce(body: bytes) -> bytes | None:
     """The nonce of a handshake frame: bare, or behind a version 1 header."""
-    if len(body) == 16:
+    if len(body) == NONCE:
         return body
     if len(body) == HEADER.size and HEADER.unpack(body)[5] & HANDSHAKE:
         return body[32:48]

@@ -55,14 +55,15 @@ class Raw(NamedTuple):
     following: int = 0
 
 
-def decode(body: bytes, *, footer: bool, endpoints: bool) -> Raw | None:
+def decode(body: bytes, *, footer: bool, second: bool) -> Raw | None:
     """The packet in `body`, or None if it is none.
 
-    footer: the four bytes that follow a packet on a switchboard. endpoints: the message named an
-    endpoint of its sender or receiver, without which nobody sends version 2.
+    footer: the four bytes that follow a packet on a switchboard. second: it may be of version 2;
+    on a switchboard nobody sends that without naming an endpoint, and to a peer on a direct
+    connection not after a handshake of version 1.
     """
     tail = 4 if footer else 0
-    if endpoints or not footer:
+    if second:
         raw = _decode_v2(body, tail)
         if raw is not None:
             return raw
