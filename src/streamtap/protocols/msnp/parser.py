@@ -7,6 +7,7 @@ from typing import ClassVar
 from streamtap.events import Event, Malformed, Skipped
 from streamtap.model import Direction
 from streamtap.protocols._base import Limits, Verdict
+from streamtap.protocols.msnp.commands import FORMS, OPENING, OPENINGS, is_number, plausible
 from streamtap.protocols.msnp.direct import DirectStream, Kind, recognise, recognise_both
 from streamtap.protocols.msnp.events import MsnpCommand, MsnpDirect, MsnpPacket, MsnpPrelude
 from streamtap.protocols.msnp.framing import CommandStream
@@ -19,44 +20,72 @@ _FIRST = re.compile(
     rb"|ANS [0-9]{1,10} [^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ [^ \r\n]+ *\r?\n"
     rb"|XFR [0-9]{1,10} NS|CNT [0-9]{1,10} CON )"
 )
-# What a server says first on a flow that was open before we came.
+# What a server may say first on a flow that was open before we came.
 _ANSWER = re.compile(
     rb"(?:VER [0-9]{1,10} (?:MSNP|CVR0|0\r)|(?:NLN|ILN [0-9]+) [A-Z]{3} [^ \r\n@]+@|FLN [^ \r\n@]+@"
     rb"|MSG (?:Hotmail|[^ \r\n@]+@[^ \r\n]+) [^\r\n]+ [0-9]+\r?\nMIME-Version:"
     rb"|(?:JOI|BYE) [^ \r\n@]+@[^ \r\n]+[ \r]|USR [0-9]+ OK [^ \r\n@]+@|QNG(?: [0-9]+)?\r?\n"
     rb"|UBX [^ \r\n@]+@[^ \r\n]+ [0-9 ]+\r?\n<|NFY (?:PUT|DEL) [0-9]+\r?\nRouting:"
-    rb"|RNG [^ \r\n]+ [^ \r\n]+ CKI |CHL 0 [0-9]+\r?\n)"
+    rb"|RNG [^ \r\n]+ [^ \r\n]+ CKI |CHL 0 [0-9]+\r?\n"
+    rb"|XFR [0-9]+ (?:NS [^ \r\n]+|SB [^ \r\n]+ CKI )|CAL [0-9]+ RINGING |ANS [0-9]+ OK\r?\n"
+    rb"|IRO [0-9]+ [0-9]+ [0-9]+ [^ \r\n@]+@|USR [0-9]+ (?:MD5|TWN|SSO) S )"
 )
-# What a client says on such a flow; the first line may be any.
+# And a client.
 _REQUEST = re.compile(
     rb"(?:MSG [0-9]+ [UNADS] [0-9]+\r?\nMIME-Version:|(?:UUX|ADL) [0-9]+ [0-9]+\r?\n<"
     rb"|(?:PUT|SDG) [0-9]+ [0-9]+\r?\nRouting:|CHG [0-9]+ [A-Z]{3}[ \r]|CAL [0-9]+ [^ \r\n@]+@"
-    rb"|PNG\r?\n|QRY [0-9]+ [^ \r\n]+ 32\r?\n)"
+    rb"|PNG\r?\n|QRY [0-9]+ [^ \r\n]+ 32\r?\n|XFR [0-9]{1,10} SB\r?\n|CVR [0-9]{1,10} 0x)"
 )
 # Found anywhere, it tells a flow that was joined in the middle of a message.
 _MESSAGE = re.compile(
     rb"MSG (?:[0-9]{1,10} [UNAD]|[^ \r\n@]{1,256}@[^ \r\n]{1,256} [^\r\n]{1,400}) [0-9]{1,5}\r?\n"
     rb"MIME-Version: 1\.0\r?\nContent-Type: "
 )
-_VERBS = (b"VER ", b"USR ", b"ANS ", b"XFR ", b"CNT ")
-_LATER_VERBS = (
-    *(b"MSG ", b"UUX ", b"ADL ", b"PUT ", b"SDG ", b"CHG ", b"CAL ", b"PNG\r", b"QRY ", b"QNG\r"),
-    *(b"NLN ", b"ILN ", b"FLN ", b"JOI ", b"BYE ", b"QNG ", b"UBX ", b"NFY ", b"RNG ", b"CHL "),
+# Words that lines of other protocols may begin with too.
+_COMMON = frozenset(
+    ("ACK", "ADD", "DEL", "GET", "INF", "MSG", "NAK", "NOT", "OUT", "PUT", "REG", "REM", "URL")
 )
+_HTTP = re.compile(rb"(?:GET|PUT) [^0-9]")
 _Streams = tuple[CommandStream, CommandStream] | tuple[DirectStream, DirectStream]
 _LINE = 1024  # a first line is decided by then
 
 
-def _verdict(data: bytes, patterns: tuple[re.Pattern[bytes], ...]) -> Verdict:
+def _verdict(direction: Direction, data: bytes, patterns: tuple[re.Pattern[bytes], ...]) -> Verdict:
     if any(pattern.match(data) for pattern in patterns):
         return Verdict.YES
     if _MESSAGE.search(data):
         return Verdict.YES
-    head = data[:4]
-    known = any(verb.startswith(head) for verb in _VERBS + _LATER_VERBS)
-    if data and known and len(data) < _LINE and data.count(b"\n") < 2:
-        return Verdict.MORE
-    return Verdict.NO
+    return _commands(direction, data)
+
+
+def _commands(direction: Direction, data: bytes) -> Verdict:
+    """By two commands in a row, or by one whose payload begins as it should."""
+    forms = FORMS[direction]
+    stop = 0
+    common = True
+    for _ in range(2):
+        line, end, _ = data[stop : stop + _LINE].partition(b"\n")
+        verb = str(line[:3], "latin-1")
+        if not end:
+            fits = line[3:4] in (b"", b" ", b"\r") and not _HTTP.match(line)
+            known = any(known.startswith(verb) for known in forms if known.isalpha() or stop)
+            return Verdict.MORE if data and fits and known and len(line) < _LINE else Verdict.NO
+        words = str(line.rstrip(b"\r "), "utf-8", "backslashreplace").split(" ")
+        form = forms.get(words[0])
+        if form is None or not (verb.isalpha() or stop) or not plausible(direction, words):
+            return Verdict.NO
+        common = common and verb in _COMMON
+        stop += len(line) + 1
+        if len(words) - 1 in form.counts and is_number(words[-1]) and not form.doubtful:
+            length = int(words[-1])
+            if verb in OPENINGS and length:
+                opening = data[stop : stop + min(length, OPENING)].lower()
+                begins = [known.startswith(opening) for known in OPENINGS[verb]]
+                if any(map(opening.startswith, OPENINGS[verb])):
+                    return Verdict.YES
+                return Verdict.MORE if any(begins) and len(opening) < length else Verdict.NO
+            stop += length
+    return Verdict.NO if common else Verdict.YES
 
 
 class MsnpParser:
@@ -99,8 +128,8 @@ class MsnpParser:
         kind = recognise_both(to_server, to_client)
         if kind is not False:
             return Verdict.MORE if kind is True else Verdict.YES
-        asked = _verdict(to_server, (_FIRST, _REQUEST))
-        answered = _verdict(to_client, (_ANSWER,))
+        asked = _verdict(Direction.TO_SERVER, to_server, (_FIRST, _REQUEST))
+        answered = _verdict(Direction.TO_CLIENT, to_client, (_ANSWER,))
         if Verdict.YES in (asked, answered):
             return Verdict.YES
         return Verdict.MORE if Verdict.MORE in (asked, answered) else Verdict.NO

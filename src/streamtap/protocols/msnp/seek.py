@@ -2,8 +2,9 @@
 
 Every line, and every line's end, is a candidate; one is taken only if it looks right, its payload
 begins as it should, and what follows is a command again. A candidate with such a payload that
-stands right at the first byte after a start or gap needs no follower. All decisions depend on
-stream positions only, never on how the bytes were cut.
+stands right at the first byte after a start or gap needs no follower, nor does the address of a
+switchboard that stands there. All decisions depend on stream positions only, never on how the bytes
+were cut.
 """
 
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ SEARCH = 256 * 1024  # bytes without a command after which a direction is not MS
 WINDOW = 64 * 1024  # longest payload of a candidate
 SUFFIX = 2 * 1024  # longest command that may be found at the end of a line
 YES, NO = -1, 0
+_ANNOUNCES = frozenset({"XFR", "RNG"})
 
 _INSIDE = {2: (b"NFY", b"SDG", b"UBX"), 3: (b"MSG", b"UBX")}  # arguments -> verbs
 
@@ -112,7 +114,8 @@ class Search:
         if form is None or not plausible(self._direction, words):
             return NO
         stop = end + 1
-        strong = False
+        # It announces a connection that opens before anything else is said here.
+        strong = verb in _ANNOUNCES and "CKI" in words[3:5] and offset == self._fresh
         last = words[-1]
         if len(words) - 1 in form.counts and is_number(last) and not form.doubtful:
             length = int(last)
