@@ -29,9 +29,9 @@ class Web:
         self._pieces = pieces
         self._next: dict[int, list[int]] = {}
 
-    def open(self, number: int, server: Endpoint = GATEWAY) -> None:
+    def open(self, number: int, server: Endpoint = GATEWAY, *, midstream: bool = False) -> None:
         client = Endpoint("10.0.0.2", 1024 + number)
-        flow = Flow(number, APP, client, server, Role.CLIENT, self.now_ns)
+        flow = Flow(number, APP, client, server, Role.CLIENT, self.now_ns, midstream)
         self._next[number] = [100, 200]
         self.records += self.pipeline.feed([Opened(flow, (100, 200))])
 
@@ -195,6 +195,30 @@ def test_a_session_joined_late_is_understood_from_its_next_message() -> None:
     web.ask(1, "Action=poll&SessionID=s.8")
     web.answer(1, "s.9", lines("BYE bo@example.com", "JOI cal@example.com Cal", "ACK 4"))
     assert [tag_of(body) for body in web.patterns()] == ["im.message", "im.leave", "im.join"]
+
+
+@pytest.mark.parametrize("content", list(Content))
+def test_a_gateway_joined_before_a_response_is_told_by_its_header(content: Content) -> None:
+    web = Web(content)
+    web.open(1, midstream=True)
+    message = counted("MSG bo@example.com Bo", *TEXT, "hi")
+    web.answer(1, "s.7", message + lines("XFR 4 SB 192.0.2.30:1863 CKI 12.secret"))
+    web.ask(1, "Action=poll&SessionID=s.7")
+    web.answer(1, "s.8", lines("BYE bo@example.com"))
+    web.close(1)
+    assert [tag_of(body) for body in web.patterns()] == ["im.message", "im.redirect", "im.leave"]
+    assert "secret" not in msgspec.json.encode(web.records).decode()
+
+
+def test_blanks_beside_the_id_of_a_session_neither_show_it_nor_lose_it() -> None:
+    web = Web()
+    web.ask(1, "Action=open&Server=NS&IP=192.0.2.20", lines("VER 1 MSNP8 CVR0"))
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"
+    web.say(1, S, head + b"X-MSN-Messenger: GW-IP=h; SessionID = n.secret\r\n\r\n")
+    web.ask(2, "SessionID=n.secret")
+    web.answer(2, "n.2", lines("VER 1 MSNP8", "USR 3 OK ana@example.com Ana 1 0"))
+    assert "im.sign_in" in [tag_of(body) for body in web.patterns()]
+    assert "secret" not in msgspec.json.encode(web.records).decode()
 
 
 def test_bodies_in_chunks_are_read_without_their_framing() -> None:

@@ -112,14 +112,18 @@ class Gateway:
                 session, carrier.orphan = carrier.orphan, None
                 if session is not None and session.over:
                     session = None
-            if session is None:  # its beginning was not seen
-                session = Session(Inner(flow, "", self._memory, midstream=True), None)
+            if session is None:
+                session = self._joined(flow)
             # Until the answer names the next id this one holds: the request may be sent again.
             self._name(session, (scope, mark) if mark else None)
         session.last = place
         carrier.latest = session
         self._asks(carrier, session, event.chunked)
         return told
+
+    def _joined(self, flow: Flow) -> Session:
+        """A session whose beginning was not seen."""
+        return Session(Inner(flow, "", self._memory, midstream=True), None)
 
     @staticmethod
     def _opened(place: Place) -> Meaning:
@@ -136,9 +140,15 @@ class Gateway:
 
     def response(self, flow: Flow, place: Place, event: HttpResponse) -> Sequence[Meaning] | None:
         """The head of a response; None where it is no gateway's."""
+        value = next((value for name, value in event.headers if name.lower() == HEADER), "")
+        answer = _parameters(value, ";")
+        named = answer.get("sessionid")
         carrier = self._carriers.get(flow.flow_id)
         if carrier is None:
-            return None
+            if not named or not flow.midstream:
+                return None
+            carrier = self._carriers[flow.flow_id] = _Carrier()
+            carrier.pending.append(self._joined(flow))  # the request was not seen
         if 100 <= event.status < 200:
             return ()
         session = carrier.pending.popleft() if carrier.pending else carrier.latest
@@ -148,9 +158,6 @@ class Gateway:
         if session is None:
             return None
         session.last = place
-        value = next((value for name, value in event.headers if name.lower() == HEADER), "")
-        answer = _parameters(value, ";")
-        named = answer.get("sessionid")
         self._name(session, (scope_of(flow), named) if named else session.key)
         # The word itself was taken for a credential: it is known by its mark.
         ends = answer.get("session", "").lower() in ("close", redact("close"))
@@ -234,5 +241,5 @@ def _parameters(text: str, separator: str) -> dict[str, str]:
     for part in text.split(separator):
         name, equals, value = part.strip().partition("=")
         if equals:
-            found.setdefault(name.lower(), value)
+            found.setdefault(name.strip().lower(), value.strip())
     return found

@@ -27,9 +27,10 @@ _PARAMETER = re.compile(
 # A credential under a name nobody knows is still told by its scheme (RFC 9110 §11).
 _SCHEME = re.compile(r"(?:basic|bearer|digest|negotiate|ntlm|passport1\.4)[ \t]+\S", re.IGNORECASE)
 _USER_INFO = re.compile(r"//([^/?#\s]+)@")
-# Names of parameters: in a URL from a delimiter to "="; in other fields also after a blank or ",".
+# Names of parameters: in a URL from a delimiter to "="; in other fields also after a blank or ",",
+# and blanks may stand around the "=".
 _URL_NAME = re.compile(r"(?<![^?&;#/])([^?&;#/=\s]++)=")
-_FIELD_NAME = re.compile(r"(?<![^\s&;,\"'])([^\s&;,\"'=]++)=[\"']?")
+_FIELD_NAME = re.compile(r"(?<![^\s&;,\"'])([^\s&;,\"'=]++)[ \t]*+=[ \t]*+[\"']?")
 _QUERY_END = re.compile(r"[&#]|$")
 _PATH_END = re.compile(r"[/?#]|$")
 _FIELD_END = re.compile(r"[\s&;\"']|$")
