@@ -3,6 +3,7 @@
 Bounded by count, and by age in the time of the data, so that a file gives what live gave.
 """
 
+from collections import OrderedDict
 from collections.abc import Hashable
 
 from streamtap.model import Flow, Role
@@ -22,7 +23,8 @@ class _Aging:
 
     def __init__(self, lifetime_ns: int) -> None:
         self._lifetime_ns = lifetime_ns
-        self._values: dict[Key, tuple[int, object]] = {}
+        # A plain dict would look for its first entry among all that were deleted before it.
+        self._values: OrderedDict[Key, tuple[int, object]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._values)
@@ -33,7 +35,7 @@ class _Aging:
         self._values.pop(key, None)
         self._values[key] = time_ns, value
         if len(self._values) > MOST:
-            del self._values[next(iter(self._values))]
+            self._values.popitem(last=False)
 
     def get(self, key: Key, time_ns: int) -> object:
         found = self._values.get(key)
