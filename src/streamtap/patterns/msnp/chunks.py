@@ -6,7 +6,7 @@ from typing import NamedTuple
 from streamtap.model import Direction
 from streamtap.patterns.level import Level
 from streamtap.patterns.model import CLIENT_CLIENT, Meaning, Message
-from streamtap.patterns.msnp.mime import Mime
+from streamtap.patterns.msnp.mime import Mime, shown_text
 from streamtap.protocols.msnp import MsnpCommand
 
 PARTS = 1024
@@ -70,7 +70,7 @@ class Chunks:
             parts = self._open[key] = _Parts(talk, time_ns, event)
         announced = mime.fields.get("chunks", "")
         if announced.isdecimal() and len(announced) <= 4:
-            parts.count = int(announced)
+            parts.count = int(announced) or 1
             parts.first = mime
         number = mime.fields.get("chunk", "0")
         place = int(number) if number.isdecimal() and len(number) <= 4 else 0
@@ -117,5 +117,6 @@ def _incomplete(parts: _Parts) -> Meaning:
         kind=mime.kind,
         content_type=mime.content_type,
         size=mime.size,
+        content=shown_text(mime.body),  # empty where the text is not wanted
     )
     return Meaning(talk.flow_id, talk.direction, parts.time_ns, message)

@@ -14,6 +14,7 @@ class Transfer:
         "conversation",
         "done",
         "kind",
+        "listener",
         "name",
         "quarters",
         "recipients",
@@ -40,6 +41,7 @@ class Transfer:
         self.done = 0  # bytes of the file
         self.quarters = 0  # told so far
         self.state = "offer"
+        self.listener: str | None = None  # who waits for a direct connection
 
     @property
     def live(self) -> bool:

@@ -6,11 +6,13 @@ to one `Transfer` that several flows may carry on.
 
 import re
 
+from streamtap.model import Role
 from streamtap.patterns.model import CLIENT_CLIENT, Direct, Pattern
 from streamtap.patterns.msnp.client import Client
 from streamtap.patterns.msnp.mime import fields_of
 from streamtap.patterns.msnp.transfer import Transfer
 from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, Slp
+from streamtap.protocols.msnp.p2p import file_name
 
 FILE_GUIDS = frozenset({"{5D3E02AB-6190-11D3-BBBB-00C04F795683}"})
 # EUF-GUID or Application-GUID -> kind of im.media
@@ -73,7 +75,7 @@ class Transfers:
                 sender,
                 recipients,
                 conversation,
-                fields.get("application-file"),
+                file_name(fields.get("application-file", "")) or None,
                 _number(fields.get("application-filesize", "")),
             )
             self._links.keep(key, transfer, time_ns)
@@ -236,6 +238,8 @@ class Transfers:
     ) -> list[Pattern]:
         """Addresses at which one of the two will wait; the connection is awaited there."""
         addresses = list(filter(_ADDRESS.fullmatch, dict.fromkeys(addresses)))[:ADDRESSES]
+        if addresses:
+            transfer.listener = account
         for mark in secrets:
             self._links.await_(("secret", self._scope, mark), transfer, time_ns)
         for address in addresses:
@@ -272,6 +276,13 @@ class Transfers:
                 self.active = found
                 break
         transfer = self.active
+        if transfer is not None and peer is None:
+            if own is not None:
+                peer = transfer.other(own)
+            elif self._client.flow.role is Role.CLIENT:
+                peer = transfer.listener
+            elif transfer.listener is not None:
+                peer = transfer.other(transfer.listener)
         return [
             Direct(
                 offset=event.offset,
@@ -281,7 +292,7 @@ class Transfers:
                 conversation=transfer.conversation if transfer else None,
                 address=str(self._client.flow.remote),
                 transport=transport,
-                account=transfer.other(own) if transfer and own and not peer else peer,
+                account=peer,
             )
         ]
 

@@ -261,11 +261,14 @@ def _context(guid: str, context: str) -> tuple[str | None, int | None, int | Non
         size = int.from_bytes(data[8:16], "little")
         units = data[20:570]
         name = units[: len(units) // 2 * 2].decode("utf-16-le", "replace").partition("\0")[0]
-        name = re.split(r"[/\\]", name)[-1]
-        shown = "".join(char for char in name if char.isprintable())
-        return shown or None, min(size, 2**63 - 1), None
+        return file_name(name) or None, min(size, 2**63 - 1), None
     found = _TYPE.search(data.decode("utf-8", "replace"))
     return None, None, int(found[1]) if found else None
+
+
+def file_name(text: str) -> str:
+    """The name that an offer gives a file: without folders, and nothing that does not show."""
+    return "".join(char for char in re.split(r"[/\\]", text)[-1] if char.isprintable())
 
 
 def nonce_hashes(nonce: bytes) -> tuple[str, str]:
