@@ -207,6 +207,19 @@ def test_details_name_all_that_is_known(tmp_path: Path) -> None:
     assert "connection" in told
 
 
+def test_a_conversation_of_which_nobody_is_known_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "offer.pcap"
+    path.write_bytes(capture("joined-before-redirect").partition(b"USR 1")[0])
+    shown = run("conv", str(path)).stdout.splitlines()
+    assert shown[1].split()[-2:] == ["0", "?"]
+
+
+def test_an_error_without_number_is_told_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "lost.pcap"
+    path.write_bytes(capture("not-delivered"))
+    assert "  not delivered in answer to MSG" in run("conv", "-v", str(path)).stdout
+
+
 def test_what_may_be_missing_is_marked(tmp_path: Path) -> None:
     gap = body("stream.gap", cause="lost")
     path = recording(tmp_path / "x.jsonl", record(gap), record(message()))

@@ -94,7 +94,7 @@ def _who(found: Conversation) -> str:
     nobody = Sender()
     told = [f"{_person(name)} {found.senders.get(name, nobody).messages}" for name in names[:SHOWN]]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(told) + more
+    return (", ".join(told) or "?") + more
 
 
 def _person(name: str | None) -> str:
@@ -119,7 +119,7 @@ def _details(found: Conversation) -> Iterator[tuple[str, str]]:
         of = f" of {account(whose)}" if whose else ""
         yield "direct", f"{printable(address)}{of} ({printable(transport)})"
     for (code, meaning, command), count in found.errors.items():
-        text = f"{code} {printable(meaning or '')}".rstrip()
+        text = f"{code or ''} {printable(meaning or '')}".strip()  # 0: it has no number
         answer = f" in answer to {printable(command)}" if command else ""
         yield "error", f"{text}{answer}" + (f", {count} times" if count > 1 else "")
     if found.missing:
