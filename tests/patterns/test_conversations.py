@@ -220,10 +220,12 @@ def test_lists_are_read_in_the_shape_of_every_version(
 
 
 def test_an_error_names_the_request_that_caused_it() -> None:
-    text = "-- flow SB 10.0.0.2:1 192.0.2.30:1863\nC> CAL 9 bob@example.com\nS< 217 9\nS< 999 8\n"
-    first, second = only(Error, text)
+    text = "-- flow SB 10.0.0.2:1 192.0.2.30:1863\nC> CAL 9 bob@example.com\n"
+    text += "S< 217 9\nS< 999 8\nS< 801 8\n"
+    first, second, third = only(Error, text)
     assert (first.code, first.name, first.command) == (217, "not online", "CAL")
     assert (second.code, second.name, second.command) == (999, None, None)
+    assert (third.code, third.name) == (801, "rate limit exceeded")
 
 
 def test_messages_between_networks_go_through_the_notification_server() -> None:

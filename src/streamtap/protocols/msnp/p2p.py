@@ -24,7 +24,6 @@ SLP_OPEN = 8  # unfinished messages of one direction
 ACCOUNT = 320
 CONTEXT_LIMIT = 16 * 1024
 FILE_GUID = "{5D3E02AB-6190-11D3-BBBB-00C04F795683}"
-OBJECT_GUID = "{A4268EEC-FEC5-49E5-95C3-F126696BDBF6}"
 
 _START = re.compile(
     rb"(?:(INVITE|BYE|ACK) MSNMSGR:[^\r\n]*|MSNSLP/1\.0 ([0-9]{3})[^\r\n]*)\r?\n", re.IGNORECASE
