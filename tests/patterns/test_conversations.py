@@ -171,6 +171,13 @@ def test_who_is_sent_to_another_server_has_not_signed_out() -> None:
     assert only(SignOut, text) == []
 
 
+def test_the_version_is_the_first_of_the_server_that_the_client_offered() -> None:
+    text = "-- flow NS 10.0.0.2:1 192.0.2.20:1863\nC> VER 0 MSNP5 MSNP4 CVR0\n"
+    text += "S< VER 0 MSNP7 MSNP5 MSNP4 CVR0\nS< USR 6 OK alice@example.com Alice\n"
+    (connect,) = only(Connect, text)
+    assert connect.protocol_version == "MSNP5"
+
+
 def test_joining_a_circle_is_no_second_sign_in() -> None:
     text = "-- flow NS 10.0.0.2:1 192.0.2.20:1863\nC> VER 1 MSNP18\nS< VER 1 MSNP18\n"
     text += "S< USR 4 OK alice@example.com 1 0\nC> USR 5 SHA A token\n"

@@ -1,5 +1,6 @@
 """Dispatch and notification servers: who signs in, who is there, where to talk."""
 
+import re
 from collections.abc import Callable, Sequence
 
 from streamtap.model import Direction
@@ -22,18 +23,29 @@ from streamtap.protocols.msnp.p2p import parse_slp
 
 Patterns = Sequence[Pattern]
 NOTHING: Patterns = ()
+VERSIONS = 32  # words of VER that are looked at
+_VERSION = re.compile(r"MSNP[0-9]{1,3}")
 
 
 class Notification:
     """One client's session with the service."""
 
-    __slots__ = ("_client", "_presences", "_relayed", "_transfers", "carries", "signed_in")
+    __slots__ = (
+        "_client",
+        "_offered",
+        "_presences",
+        "_relayed",
+        "_transfers",
+        "carries",
+        "signed_in",
+    )
 
     def __init__(self, client: Client, transfers: Transfers) -> None:
         self._client = client
         self._transfers = transfers
         self._presences = Presences(client.level)
         self._relayed = Relayed(client, self._presences, transfers)
+        self._offered: tuple[str, ...] = ()  # versions
         self.signed_in = False
         self.carries = False  # messages between people come this way
 
@@ -47,9 +59,16 @@ class Notification:
             self._client.account = account_of(args[7])
         return NOTHING
 
+    def offered_versions(self, time_ns: int, event: MsnpCommand) -> Patterns:
+        self._offered = event.args[:VERSIONS]
+        return NOTHING
+
     def server_version(self, time_ns: int, event: MsnpCommand) -> Patterns:
-        if event.args and event.args[0].startswith("MSNP"):
-            self._client.version = event.args[0]
+        """VER: early servers list all that they speak; the first that was offered holds."""
+        listed = [word for word in event.args[:VERSIONS] if _VERSION.fullmatch(word)]
+        if listed:
+            common = (word for word in listed if word in self._offered)
+            self._client.version = next(common, listed[0])
             if self._client.version_number > NEWEST:  # what follows is not understood
                 return self._client.connect(event.offset, event.length, "notification")
         return NOTHING
@@ -231,6 +250,7 @@ Handler = Callable[[Notification, int, MsnpCommand], Patterns]
 _N = Notification
 HANDLERS: tuple[dict[str, Handler], dict[str, Handler]] = (
     {
+        "VER": _N.offered_versions,
         "CVR": _N.client_version,
         "USR": _N.identify,
         "OUT": _N.out,
