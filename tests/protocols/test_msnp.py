@@ -216,6 +216,8 @@ SECRET_LINES = [
     (S, f"URL 1 /cgi-bin/x https://example.com/?t={SECRET} {SECRET}"),
     (S, f"URL 1 /cgi-bin/x#{SECRET} https://a:{SECRET}@example.com/;t={SECRET} 2"),
     (S, f"911 1 {SECRET}"),
+    (C, f"SSO S {SECRET} {SECRET}"),
+    (S, f"CKI {SECRET} b@example.com B"),
 ]
 
 

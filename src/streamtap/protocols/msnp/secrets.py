@@ -80,6 +80,10 @@ def _answer(args: list[str]) -> list[str]:
     return _hide(args, 2)  # transaction, product; the answer itself is a payload
 
 
+def _rest(args: list[str]) -> list[str]:
+    return _hide(args, 0)
+
+
 def _error(args: list[str]) -> list[str]:
     return [arg if is_number(arg) else redact(arg) for arg in args]
 
@@ -97,6 +101,7 @@ _REDACTORS: dict[str, Redactor] = {
     "QRY": _answer,
     "URL": _url,
     **dict.fromkeys(ERRORS, _error),
+    **dict.fromkeys((*METHODS, "CKI"), _rest),  # no verbs: what is left of a line after a loss
 }
 ARGUMENTS: tuple[dict[str, Redactor], dict[str, Redactor]] = (_REDACTORS, _REDACTORS)
 
