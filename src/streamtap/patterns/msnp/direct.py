@@ -61,7 +61,7 @@ class DirectConnection:
     def closed(self, offset: int) -> Patterns:
         """The connection ended: what has no last word of its own ends with it."""
         transfer = self._transfers.active
-        if transfer is None or not self._ends or transfer.state in ("complete", "cancel"):
+        if transfer is None or not self._ends or transfer.ended:
             return NOTHING
         end = MsnpDirect(offset=offset, length=0, transport=self._ends, step="end")
         webcam = self._ends == "webcam"

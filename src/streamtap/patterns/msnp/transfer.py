@@ -13,6 +13,7 @@ class Transfer:
     __slots__ = (
         "conversation",
         "done",
+        "flow_id",
         "kind",
         "listener",
         "name",
@@ -41,7 +42,17 @@ class Transfer:
         self.done = 0  # bytes of the file
         self.quarters = 0  # told so far
         self.state = "offer"
+        self.flow_id = 0  # of the connection that its offer was seen on
         self.listener: str | None = None  # who waits for a direct connection
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ("complete", "cancel", "decline")
+
+    def passed_on_as(self, offer: "Transfer") -> bool:
+        """Whether another connection carries the same offer to its receiver."""
+        same = (self.sender, self.name, self.size) == (offer.sender, offer.name, offer.size)
+        return same and self.state == "offer" and self.flow_id != offer.flow_id
 
     @property
     def live(self) -> bool:
@@ -81,7 +92,7 @@ class Transfer:
     def carry(self, event: MsnpPacket | MsnpDirect, done: int) -> list[Pattern]:
         """`done` bytes have been carried: each quarter is told, and the end."""
         self.done = max(self.done, done)
-        if not self.size or self.state in ("complete", "cancel"):
+        if not self.size or self.ended:
             return []
         if self.done >= self.size:
             return [self.tell(event, "complete")]

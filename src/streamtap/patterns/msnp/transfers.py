@@ -70,7 +70,7 @@ class Transfers:
         if command == "INVITE":
             guid = fields.get("application-guid", "").upper()
             kind = "file" if guid in FILE_GUIDS or "application-file" in fields else None
-            transfer = Transfer(
+            offer = Transfer(
                 kind or MEDIA_GUIDS.get(guid, "other"),
                 sender,
                 recipients,
@@ -78,9 +78,12 @@ class Transfers:
                 file_name(fields.get("application-file", "")) or None,
                 _number(fields.get("application-filesize", "")),
             )
-            self._links.keep(key, transfer, time_ns)
-            return [transfer.tell(event, "offer")]
-        if transfer is None:
+            offer.flow_id = self._client.flow.flow_id
+            if transfer is not None and transfer.passed_on_as(offer):
+                return []
+            self._links.keep(key, offer, time_ns)
+            return [offer.tell(event, "offer")]
+        if transfer is None or transfer.ended:
             return []
         patterns: list[Pattern] = []
         if command == "CANCEL":
@@ -162,7 +165,7 @@ class Transfers:
             if transfer is None:
                 transfer = Transfer("other", sender, recipients, conversation)
             return self._transport(event, time_ns, slp, transfer, sender)
-        if transfer is None or transfer.state in ("complete", "cancel", "decline"):
+        if transfer is None or transfer.ended:
             return []
         if slp.method == "BYE":
             ended = transfer.live and transfer.state == "accept"
@@ -305,7 +308,7 @@ class Transfers:
     def ended(self, event: MsnpCommand, code: str) -> list[Pattern]:
         """BYE or CCL of MSNFTP."""
         transfer = self.active
-        if transfer is None or transfer.state in ("complete", "cancel"):
+        if transfer is None or transfer.ended:
             return []
         return [transfer.tell(event, "complete" if code in COMPLETED else "cancel")]
 
