@@ -217,6 +217,8 @@ def test_presence_is_read_in_the_shape_of_every_version(
         ("ADC 0 RL N=bob@example.com F=Bob", ("add", BOB, ("reverse",))),
         ("ADC 9 BL N=bob@example.com", ("block", BOB, ("block",))),
         ("REM 9 AL bob@example.com", ("remove", BOB, ("allow",))),
+        ("REM 9 FL 12 bob@example.com", ("remove", BOB, ("forward",))),
+        ("REM 9 FL 1-2-3", ("remove", None, ("forward",))),
     ],
 )
 def test_lists_are_read_in_the_shape_of_every_version(
@@ -224,6 +226,13 @@ def test_lists_are_read_in_the_shape_of_every_version(
 ) -> None:
     (body,) = only(Contacts, f"-- flow NS 10.0.0.2:1 192.0.2.20:1863\nS< {line}\n")
     assert (body.action, body.contact, body.lists) == expected
+
+
+@pytest.mark.parametrize(
+    "line", ["REM 9 FL 12 bob@example.com 3", "REM 9 FL 1-2-3 4-5-6", "ADC 9 FL C=1-2-3 4-5-6"]
+)
+def test_a_contact_that_changes_its_group_stays_on_its_list(line: str) -> None:
+    assert not only(Contacts, f"-- flow NS 10.0.0.2:1 192.0.2.20:1863\nS< {line}\n")
 
 
 def test_an_error_names_the_request_that_caused_it() -> None:

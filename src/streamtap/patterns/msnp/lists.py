@@ -59,8 +59,13 @@ def list_change(event: MsnpCommand, own: str | None) -> Sequence[Pattern]:
     args = event.args
     if not args or args[0] not in LISTS:
         return ()
-    named = (arg.removeprefix("N=") for arg in args[1:])
-    contact = next((arg for arg in named if "@" in arg or arg.startswith("tel:")), None)
+    named = [arg.removeprefix("N=") for arg in args]
+    at = next((at for at, arg in enumerate(named) if "@" in arg or arg.startswith("tel:")), 0)
+    # Who has only an id is on the list already: what follows it is a group, as behind the account
+    # of one who is removed.
+    if (event.verb == "REM" or not at) and len(args) > (at or 1) + 1:
+        return ()
+    contact = named[at] if at else None
     action = "remove" if event.verb == "REM" else "block" if args[0] == "BL" else "add"
     account = account_of(contact) if contact else None
     return [_contacts(event, own, action, account, (LISTS[args[0]],))]
