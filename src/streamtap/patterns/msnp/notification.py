@@ -53,7 +53,7 @@ class Notification:
 
     def client_version(self, time_ns: int, event: MsnpCommand) -> Patterns:
         args = event.args
-        if len(args) > 5:
+        if len(args) > 5 and "@" not in args[4] + args[5]:
             self._client.program = f"{args[4]} {args[5]}"
         if len(args) > 7 and "@" in args[7]:
             self._client.account = account_of(args[7])
@@ -137,6 +137,8 @@ class Notification:
         if len(args) < 2:
             return NOTHING
         to = place_of(args[1])
+        if not to:
+            return NOTHING
         patterns: list[Pattern] = []
         conversation = None
         service = "switchboard" if args[0] == "SB" else "notification"

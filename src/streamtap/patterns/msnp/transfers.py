@@ -4,13 +4,12 @@ Three ways of asking (an invitation in a message, MSNSLP in peer-to-peer packets
 to one `Transfer` that several flows may carry on.
 """
 
-import re
-
 from streamtap.model import Role
 from streamtap.patterns.model import CLIENT_CLIENT, Direct, Pattern
 from streamtap.patterns.msnp.client import Client
 from streamtap.patterns.msnp.mime import fields_of
 from streamtap.patterns.msnp.transfer import Transfer
+from streamtap.patterns.msnp.words import is_place
 from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, Slp
 from streamtap.protocols.msnp.p2p import file_name
 
@@ -29,7 +28,6 @@ PORT_MASK = 0x3141  # PortX is the port under this mask
 COMPLETED = frozenset({"16777987", "16777989"})
 DATA = 0x4  # flag of a version 2 packet with bytes of an object or file
 ADDRESSES = 16  # addresses of one negotiation that are followed
-_ADDRESS = re.compile(r"(?:[\w.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}", re.ASCII)
 ADDRESS_LISTS = (
     ("ipv4internal-addrs", "ipv4internal-port"),
     ("ipv4external-addrs", "ipv4external-port"),
@@ -240,7 +238,7 @@ class Transfers:
         account: str | None,
     ) -> list[Pattern]:
         """Addresses at which one of the two will wait; the connection is awaited there."""
-        addresses = list(filter(_ADDRESS.fullmatch, dict.fromkeys(addresses)))[:ADDRESSES]
+        addresses = list(filter(is_place, dict.fromkeys(addresses)))[:ADDRESSES]
         if addresses:
             transfer.listener = account
         for mark in secrets:

@@ -41,6 +41,7 @@ PORT = 1863
 ENDPOINT = 64  # a GUID is shorter
 ACCOUNT = 320  # longest account that is told apart; RFC 3696 allows 64 + 1 + 255
 
+_PLACE = re.compile(r"(?:[\w.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}", re.ASCII)
 _NETWORK = re.compile(r"\d{1,3}:")
 # Tags and attributes are bounded: no search may go over the same bytes again and again.
 _TAG = re.compile(rb"<(/?)(ml|d|c|t|s|sep)\b([^<>]{0,1024})>")
@@ -69,8 +70,14 @@ def unquoted(name: str) -> str:
 
 
 def place_of(text: str) -> str:
-    """host:port; the port may be missing."""
-    return text if ":" in text else f"{text}:{PORT}"
+    """host:port, of which the port may be missing; "" where it is neither."""
+    place = text if ":" in text else f"{text}:{PORT}"
+    return place if is_place(place) else ""
+
+
+def is_place(text: str) -> bool:
+    """Is this host:port?"""
+    return _PLACE.fullmatch(text) is not None
 
 
 def error_name(code: int) -> str | None:
