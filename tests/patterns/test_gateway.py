@@ -7,6 +7,7 @@ from protocols.samples import TEXT, counted, lines
 from streamtap.events import Record, tag_of
 from streamtap.model import App, Closed, Content, Direction, Endpoint, Flow, Opened, Role, Segment
 from streamtap.patterns import Connect, Data, Join, Message, Pattern, Redirect, SignIn, SignOut
+from streamtap.patterns.msnp import gateway
 from streamtap.pipeline import Pipeline
 
 C, S = Direction.TO_SERVER, Direction.TO_CLIENT
@@ -177,6 +178,20 @@ def test_a_session_that_is_silent_for_long_has_ended() -> None:
     web.wait(200)
     (out,) = (body for body in web.patterns() if isinstance(body, SignOut))
     assert out.account == ANA
+
+
+def test_what_sessions_hold_is_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "HELD", 10_000)
+    web = Web()
+    sessions = web.pipeline.conversations._gateway
+    for number in range(30):
+        name = f"s{number % 20}.1"  # some names are given again
+        web.ask(1, f"SessionID={name}", b"PNG\r\nPNG\r\nADL 1 2000\r\n" + b"<" * 1000)
+        web.answer(1, name)
+        assert sessions._held <= 10_000
+    assert 0 < len(sessions) <= 10
+    web.wait(200)
+    assert (len(sessions), sessions._held) == (0, 0)
 
 
 def test_a_refused_request_ends_its_session() -> None:

@@ -23,6 +23,7 @@ from streamtap.protocols.http import HttpBody, HttpRequest, HttpResponse
 from streamtap.protocols.http.body import Chunked
 
 SESSIONS = 4096
+HELD = 64 * 1024 * 1024  # bytes of unfinished commands of all sessions
 PENDING = 64  # requests of a connection without a response; a client has one for each session
 SILENT_NS = 120_000_000_000  # a client polls every few seconds
 HEADER = "x-msn-messenger"
@@ -30,15 +31,16 @@ NS, SB = "NS", "SB"
 
 _TARGET = re.compile(r"(?:\Ahttps?://[^/?#]*)?[^?#]*/gateway\.dll(?:\?|\Z)", re.IGNORECASE)
 
-Key = tuple[str, str]  # scope, and mark of a session id
+Key = tuple[str, str]  # scope, and mark of a session id, or where it began while it has none
 
 
 class Session:
     """One session: what it carries, and where it was last heard of."""
 
-    def __init__(self, inner: Inner, key: Key | None) -> None:
+    def __init__(self, inner: Inner) -> None:
         self.inner = inner
-        self.key = key
+        self.key: Key | None = None
+        self.held = 0  # bytes of it that are counted
         self.last: Place | None = None
         self.closing = False  # with the body of the response at hand
         self.over = False
@@ -80,6 +82,7 @@ class Gateway:
         self._memory = memory
         self._sessions: dict[Key, Session] = {}
         self._carriers: dict[int, _Carrier] = {}
+        self._held = 0
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -104,7 +107,8 @@ class Gateway:
             server = unquote(asked.get("ip", ""))
             target = place_of(server) if server else ""
             inner = Inner(flow, target, self._memory, midstream=False)
-            session = Session(inner, None)
+            session = Session(inner)
+            self._name(session, _where(place))
             told = (self._opened(place),)
         else:
             session = self._sessions.pop((scope, mark), None)
@@ -115,7 +119,7 @@ class Gateway:
             if session is None:
                 session = self._joined(flow)
             # Until the answer names the next id this one holds: the request may be sent again.
-            self._name(session, (scope, mark) if mark else None)
+            self._name(session, (scope, mark) if mark else _where(place))
         session.last = place
         carrier.latest = session
         self._asks(carrier, session, event.chunked)
@@ -123,7 +127,7 @@ class Gateway:
 
     def _joined(self, flow: Flow) -> Session:
         """A session whose beginning was not seen."""
-        return Session(Inner(flow, "", self._memory, midstream=True), None)
+        return Session(Inner(flow, "", self._memory, midstream=True))
 
     @staticmethod
     def _opened(place: Place) -> Meaning:
@@ -171,13 +175,27 @@ class Gateway:
             self._sessions.pop(session.key, None)
         session.key = key
         if key is not None:
+            if key in self._sessions:  # nobody knows any more which of the two is meant
+                self._forget(self._sessions[key])
             self._sessions[key] = session
             if len(self._sessions) > SESSIONS:
-                del self._sessions[next(iter(self._sessions))]
+                self._forget(next(iter(self._sessions.values())))
 
-    def _close(self, session: Session, place: Place) -> Sequence[Meaning]:
+    def _count(self, session: Session) -> None:
+        """What it holds may have changed; those heard of longest ago make room."""
+        self._held += session.inner.held - session.held
+        session.held = session.inner.held
+        while self._held > HELD:
+            self._forget(next(iter(self._sessions.values())))
+
+    def _forget(self, session: Session) -> None:
         self._name(session, None)
         session.over = True
+        self._held -= session.held
+        session.held = 0
+
+    def _close(self, session: Session, place: Place) -> Sequence[Meaning]:
+        self._forget(session)
         return session.inner.closed(place, "fin")
 
     # -- bodies
@@ -201,6 +219,7 @@ class Gateway:
             told += session.inner.lost(place)
         elif content:
             told += session.inner.receive(place, content)
+        self._count(session)
         if event.final and session.closing and place.direction is Direction.TO_CLIENT:
             told += self._close(session, place)
         return told
@@ -233,6 +252,10 @@ class Gateway:
                 break
             told += self._close(session, session.last._replace(time_ns=now_ns))
         return told
+
+
+def _where(place: Place) -> Key:
+    return "", f"{place.flow_id} {place.offset}"
 
 
 def _parameters(text: str, separator: str) -> dict[str, str]:

@@ -50,6 +50,11 @@ class Inner:
         if server:
             self._flow.reached(server)
 
+    @property
+    def held(self) -> int:
+        """Bytes stored now."""
+        return self._parser.held
+
     def receive(self, place: Place, data: bytes) -> list[Meaning]:
         """The next bytes of a direction. Patterns stand where the bytes are that complete them."""
         return self._told(place, self._parser.receive(place.direction, data))
