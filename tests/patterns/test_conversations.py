@@ -98,6 +98,17 @@ def test_a_server_sees_one_conversation_on_the_flows_of_both_its_users() -> None
     assert messages == [("SA", ALICE, (BOB,)), ("SB", ALICE, (BOB,))]
 
 
+def test_a_number_that_a_session_is_given_again_is_another_conversation() -> None:
+    ring = "-- flow N\nS< RNG 1 192.0.2.30:1863 CKI {0} {1} B\n"
+    ring += "-- flow {0} 10.0.0.2:2{0} 192.0.2.30:1863\n"
+    ring += "C> ANS 1 alice@example.com {0} 1\nS< IRO 1 1 1 {1} B\n"
+    text = "-- flow N 10.0.0.2:1 192.0.2.20:1863\nS< USR 4 OK alice@example.com 1 0\n"
+    text += ring.format(1, BOB) + ring.format(2, "carol@example.com")
+    text += "-- wait 600000\n" + ring.format(3, "carol@example.com")
+    named = [body.conversation for body in only(Join, text)]
+    assert named[0] == named[1] != named[2]
+
+
 def test_a_switchboard_alone_tells_whose_it_is() -> None:
     text = "-- flow SB 10.0.0.2:1 192.0.2.30:1863\nC> ANS 1 Alice@Example.com 1.2.3 77\n"
     text += "S< IRO 1 1 1 bob@example.com Bob\nS< ANS 1 OK\n" + said("C>", "MSG 2 N")

@@ -171,7 +171,8 @@ class Notification:
         found = links.find(("call", scope, caller, own), time_ns)
         found = found or links.find(("session", scope, session), time_ns)
         conversation = found if isinstance(found, str) else links.new_conversation(time_ns)
-        links.keep(("session", scope, session), conversation, time_ns)
+        # Not for longer: small servers count their sessions, and begin again.
+        links.await_(("session", scope, session), conversation, time_ns)
         client.announce(time_ns, conversation, place_of(args[1]), args[3])
         return [invited(event, conversation, own or "", caller)]
 
