@@ -14,12 +14,11 @@ import signal
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 
 from streamtap import __version__
 from streamtap.capture.identity import host_key
 from streamtap.capture.inspect import live_flows
-from streamtap.errors import AlreadyExists, AlreadyRunning, Busy, NotFound, StreamtapError
+from streamtap.errors import AlreadyRunning, Busy, StreamtapError
 from streamtap.events import (
     Body,
     ControlOpened,
@@ -30,7 +29,7 @@ from streamtap.events import (
     StateChanged,
 )
 from streamtap.service.board import Board
-from streamtap.service.connection import LATER, Connection, Later
+from streamtap.service.connection import Connection
 from streamtap.service.control import ControlServer
 from streamtap.service.ledger import open_ledger
 from streamtap.service.listening import is_served
@@ -42,14 +41,12 @@ from streamtap.service.protocol import (
     AddFilters,
     AnyRequest,
     Attach,
-    Attached,
     DeleteFilters,
     Disable,
     Enable,
     Flows,
     List,
     Remove,
-    SessionInfo,
     Sessions,
     Status,
     StatusReply,
@@ -57,21 +54,16 @@ from streamtap.service.protocol import (
     TraceStart,
     TraceStop,
 )
-from streamtap.service.recording import Recorders
-from streamtap.service.registry import PERSISTENT, Registry
-from streamtap.service.sessions import Session, SessionTable
-from streamtap.service.state import Filter, Recorded
-from streamtap.trace import parse
+from streamtap.service.registry import Registry
+from streamtap.service.state import Filter
+from streamtap.service.tracing import Tracing
 from streamtap.trace.text import counted
 
 LAYERS = ("flow_established", "stream")
 TICK_S = 1.0
 WAIT_S = 10.0  # for a verb that holds the lock
-STREAM_BYTES = 1 << 20  # on the way to a recorder, of one session
-_SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 DESCRIPTORS = 65536  # a session takes three of a recorder
 _STOPS = frozenset((signal.SIGTERM, signal.SIGINT))
-OPEN_S = 5.0  # for a recorder to open its files; a disk may hang
 FINISH_S = 10.0  # for what the rings hold at the end
 _log = logging.getLogger(__name__)
 
@@ -102,7 +94,6 @@ class Keeper:
             callouts.pause(False)
             self._ledger_fd = open_ledger(paths.flows)
             self._board = Board.create()
-            self._sessions = SessionTable(self._board)
             self._parser = ParserProcess(
                 self._registry.driver,
                 self._board,
@@ -110,16 +101,11 @@ class Keeper:
                 self._selector,
                 host_key(),
                 began=self._on_parser,
-                left=self._on_gone,
+                left=lambda name: self._tracing.on_gone(name),
             )
-            self._recorders = Recorders(
-                self._selector,
-                report=self._on_recorder,
-                begun=self._on_begun,
-                lost=self._on_lost,
+            self._tracing = Tracing(
+                self._registry, self._parser, self._board, self._selector, self._note
             )
-            # Who waits for the files of a session to be opened: until when, and the reply.
-            self._starting: dict[str, tuple[float, Connection, Recorded]] = {}
         except BaseException:
             self._server.close()
             self._registry.close()
@@ -157,11 +143,7 @@ class Keeper:
 
     def _begin(self) -> None:
         callouts = self._registry.driver.callouts
-        for stored in self._registry.recorded:
-            try:
-                self._record(stored)
-            except (StreamtapError, OSError) as error:
-                _log.error("session %s: %s", stored.name, error)
+        self._tracing.begin()
         self._note(Started(version=__version__, source="live callouts"))
         self._note(ControlOpened(path=str(self._paths.control)))
         state = "adopted" if self._registry.adopted else "attached"
@@ -169,15 +151,12 @@ class Keeper:
         if self._unseen:
             self._note(ControlState(state=f"{self._unseen} bytes passed unseen"))
             _log.warning("%d bytes passed unseen since a service ran", self._unseen)
-        for session in self._sessions:
-            if session.content == "full":
-                # It was asked for when nobody could record that, or told in another life.
-                asked = f"trace_start {session.name}, content full"
-                self._note(
-                    ControlRequest(
-                        request=asked, user=session.user, uid=session.uid, pid=0, result="stored"
-                    )
-                )
+        self._tracing.note_full()
+
+    def _on_parser(self, restarted: bool) -> None:
+        if restarted:
+            self._note(ControlState(state="parser restarted"))
+        self._tracing.tell_parser(restarted)
 
     def _tick(self) -> None:
         watchdog()
@@ -185,10 +164,7 @@ class Keeper:
         self._registry.refresh()
         self._registry.driver.callouts.told()
         self._parser.look_after()
-        self._recorders.look_after()
-        now = time.monotonic()
-        for name in [name for name, (until, *_) in self._starting.items() if until <= now]:
-            self._on_begun(name)
+        self._tracing.look_after()
 
     def _stay(self) -> None:
         """Where somebody removed the folder of the socket and the lock: nobody could reach this
@@ -222,16 +198,14 @@ class Keeper:
         callouts.pause(self._stop != "hold")
         callouts.told()
         self._parser.finish(FINISH_S)
-        for session in self._sessions:
-            self._sessions.remove(session)
-        self._recorders.finish(FINISH_S)
+        self._tracing.finish(FINISH_S)
         if removing:
             registry.remove()
 
     def close(self) -> None:
         self._server.close()
         self._parser.kill()
-        self._recorders.kill()
+        self._tracing.kill()
         self._registry.close()
         os.close(self._board.fd)
         os.close(self._ledger_fd)
@@ -268,7 +242,7 @@ class Keeper:
             case Flows():
                 return live_flows(self._registry.driver.list_flows())
             case Sessions():
-                return self._session_infos()
+                return self._tracing.infos()
             case AddFilters():
                 return self._add(request, client)
             case DeleteFilters():
@@ -284,11 +258,11 @@ class Keeper:
                 self._stop = "hold" if request.hold else "stop"
                 return None
             case TraceStart():
-                return self._trace_start(peer, request, client)
+                return self._tracing.start(peer, request, client)
             case TraceStop():
-                return self._trace_stop(request.name)
+                return self._tracing.stop(request.name)
             case Attach():
-                self._attach(peer, request, client)
+                self._tracing.attach(peer, request, client)
                 return None
 
     def session_owner(self, name: str) -> int | None:
@@ -301,7 +275,7 @@ class Keeper:
             version=__version__,
             pid=os.getpid(),
             parser_pid=self._parser.pid,
-            recorder_pids=self._recorders.pids,
+            recorder_pids=self._tracing.recorder_pids,
             uptime_s=round(time.monotonic() - self._began, 3),
             enabled=registry.enabled,
             hooks=callouts.hooks,
@@ -310,7 +284,7 @@ class Keeper:
             filters=len(registry.filters()),
             flows=board.total("flows_open"),
             records=board.total("records"),
-            sessions=len(self._sessions),
+            sessions=len(self._tracing),
             parser_restarts=self._parser.restarts,
             unseen_bytes=self._unseen,
             confined=self._parser.confined,
@@ -341,17 +315,6 @@ class Keeper:
         if not self._stop:
             self._delete(name for name in names if name in self._registry.temporary)
 
-    def _narrow(self) -> None:
-        """A bit becomes another filter's: no session keeps one of a filter that is gone. Until
-        then they are told how its connections ended."""
-        bits = {one.name: 1 << one.bit for one in self._registry.all_filters()}
-        for session in self._sessions:
-            if session.filters:
-                mask = sum(bits.get(name, 0) for name in session.filters)
-                if mask != session.mask:
-                    session.mask = mask
-                    self._parser.narrow(session)
-
     def _note_filters(self, action: str, filters: Iterable[Filter]) -> None:
         for one in filters:
             for layer in LAYERS:
@@ -375,133 +338,9 @@ class Keeper:
 
     def _tell_more(self, filters: Sequence[Filter]) -> None:
         """The parser knows a filter before the callouts do."""
-        self._narrow()
+        self._tracing.narrow()
         mask = self._registry.mask | sum(1 << one.bit for one in filters)
         self._parser.set_filters([*self._registry.all_filters(), *filters], mask)
-
-    def _mask_of(self, names: Iterable[str]) -> int:
-        """The bits of the filters; of those that persist, where none is named."""
-        wanted = set(names)
-        if not wanted:
-            return PERSISTENT
-        by_name = {one.name: one.bit for one in self._registry.all_filters()}
-        for name in wanted - by_name.keys():
-            raise NotFound(f"no filter {name}", "streamtap list shows what there is")
-        return sum(1 << by_name[name] for name in wanted)
-
-    # --- sessions --------------------------------------------------------------------------------
-
-    def _session_infos(self) -> list[SessionInfo]:
-        unwritten = self._recorders.dropped
-        running = {
-            one.name: self._sessions.info(one, unwritten.get(one.name, 0)) for one in self._sessions
-        }
-        stopped = [info for info in self._registry.sessions() if info.name not in running]
-        return [*running.values(), *stopped]
-
-    def _trace_start(self, peer: Peer, request: TraceStart, client: Connection) -> Later:
-        stored = request.recorded(peer.uid, peer.user, time.time_ns())
-        if stored.name in self._sessions:
-            raise AlreadyExists(f"there is a session {stored.name} already")
-        mask = self._mask_of(stored.filters)
-        parse(stored.selection)
-        stored = self._registry.add_session(stored)
-        try:
-            self._record(stored, mask)
-        except BaseException:
-            self._registry.remove_session(stored.name)
-            raise
-        self._starting[stored.name] = time.monotonic() + OPEN_S, client, stored
-        return LATER
-
-    def _record(self, stored: Recorded, mask: int | None = None) -> None:
-        ours, theirs = _stream()
-        session = self._sessions.add_recorded(stored, ours)
-        session.mask = self._mask_of(stored.filters) if mask is None else mask
-        try:
-            self._recorders.record(stored, theirs)
-            self._parser.attach(session)
-        except BaseException:
-            self._sessions.remove(session)
-            raise
-        finally:
-            theirs.close()
-
-    def _trace_stop(self, name: str) -> Recorded:
-        gone = self._registry.remove_session(name)
-        self._on_begun(name)
-        session = self._sessions.get(name)
-        if session is not None:
-            self._parser.detach(session)
-            self._sessions.remove(session)
-        self._recorders.forget(name)
-        return gone
-
-    def _attach(self, peer: Peer, request: Attach, client: Connection) -> None:
-        asked_ns = time.time_ns()
-        mask = self._mask_of(request.filters)
-        parse(request.selection)
-        name = self._sessions.free_name(request.name or f"{peer.user}-{peer.pid}")
-        stream = client.attach(request.id, Attached(name=name))
-        session = self._sessions.add_live(name, request, peer, stream, client)
-        session.mask = mask
-        client.when_closed(lambda: self._left(session))
-        # The reply is on its way, and the parser may be behind it.
-        self._parser.attach(session, last_s=request.last_s, opening=True, asked_ns=asked_ns)
-
-    def _left(self, session: Session) -> None:
-        if not self._stop:
-            self._parser.detach(session)
-            self._sessions.remove(session)
-
-    # --- the other processes ---------------------------------------------------------------------
-
-    def _on_parser(self, restarted: bool) -> None:
-        """A parser began: it knows of no session yet."""
-        if restarted:
-            self._note(ControlState(state="parser restarted"))
-        for session in self._sessions:
-            self._parser.attach(session, resumed=restarted)
-
-    def _on_gone(self, name: str) -> None:
-        """Nobody reads a session any more."""
-        session = self._sessions.get(name)
-        if session is not None and session.client is not None:
-            session.client.close()
-
-    def _on_lost(self, name: str) -> None:
-        """The recorder of a session ended: another one goes on with it."""
-        session = self._sessions.get(name)
-        if session is None or session.client is not None:
-            return
-        ours, theirs = _stream()
-        stored = next(one for one in self._registry.recorded if one.name == name)
-        with theirs:
-            self._parser.detach(session)
-            session.stream.close()
-            session.stream = ours
-            ours.setblocking(False)
-            try:
-                self._recorders.record(stored, theirs)
-            except OSError as error:
-                self._recorders.later(name)
-                self._on_recorder(name, str(error))
-                return
-            self._parser.attach(session)
-            self._on_recorder(name, "")
-
-    def _on_begun(self, name: str) -> None:
-        """Whether a session records is known: who started it is answered."""
-        if name in self._starting:
-            _, client, stored = self._starting.pop(name)
-            client.finish(stored)
-
-    def _on_recorder(self, name: str, error: str) -> None:
-        """What a recorder says of a session that it cannot go on with."""
-        session = self._sessions.get(name)
-        if session is not None:
-            session.error = error
-            self._note(ControlState(state=f"session {name}: {error or 'records again'}"))
 
 
 def run(paths: Paths, ready: Ready, *, force: bool = False) -> int:
@@ -512,15 +351,6 @@ def run(paths: Paths, ready: Ready, *, force: bool = False) -> int:
     logging.basicConfig(format="streamtap: %(message)s", level=logging.INFO)
     _more_descriptors()
     return Keeper(paths, force=force).run(ready)
-
-
-def _stream() -> tuple[socket.socket, socket.socket]:
-    """For the lines of a recorded session. What is on the way outlives the parser, and a thousand
-    flows may end at once."""
-    ours, theirs = socket.socketpair()
-    with suppress(OSError):
-        ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, STREAM_BYTES)
-    return ours, theirs
 
 
 def _more_descriptors() -> None:

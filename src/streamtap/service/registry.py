@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -325,6 +325,16 @@ class Registry:
         """The bits that are in force."""
         temporary = sum(1 << one.bit for one in self._temporary.values())
         return self._filters.mask | (temporary if self._filters.enabled else 0)
+
+    def mask_of(self, names: Iterable[str]) -> int:
+        """The bits of the filters; of those that persist, where none is named. Raises NotFound."""
+        wanted = set(names)
+        if not wanted:
+            return PERSISTENT
+        bits = {one.name: one.bit for one in self.all_filters()}
+        for name in wanted - bits.keys():
+            raise NotFound(f"no filter {name}", "streamtap list shows what there is")
+        return sum(1 << bits[name] for name in wanted)
 
     def _put_in_force(self) -> None:
         callouts = self.driver.callouts
