@@ -507,3 +507,29 @@ def test_a_filter_may_forbid_what_a_session_asks_for(
     text = str([one.body for one in came])
     assert "forced" in text
     assert "hushhush" not in text
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_session_of_a_filter_that_is_gone_records_again_once_the_filter_is_there(
+    service: Service,
+    program: Path,
+    speaker: Puppet,
+    server: Puppet,
+    tmp_path: Path,
+    restarted: bool,
+) -> None:
+    recording = tmp_path / "chat.jsonl"
+    mine = [new_filter("exe", str(program), name="mine")]
+    with service.client() as client:
+        client.add(mine)
+        client.start_trace("chat", outputs=[recording], filters=["mine"])
+        client.delete(["mine"])
+    if restarted:
+        assert service.stop() == 0
+        service.again()
+    with service.client() as client:
+        client.add(mine)
+        join(speaker, server)
+        say(speaker, server, b"hello")
+        leave(speaker, server)
+        eventually(lambda: told(recording, b"flow.closed"), f"it records: {service.log}")

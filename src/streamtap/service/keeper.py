@@ -338,7 +338,7 @@ class Keeper:
 
     def _tell_more(self, filters: Sequence[Filter]) -> None:
         """The parser knows a filter before the callouts do."""
-        self._tracing.narrow()
+        self._tracing.follow(filters)
         mask = self._registry.mask | sum(1 << one.bit for one in filters)
         self._parser.set_filters([*self._registry.all_filters(), *filters], mask)
 

@@ -255,10 +255,8 @@ class Registry:
 
     def delete(self, names: Sequence[str]) -> Sequence[Filter]:
         """The filters that are gone, all that are named or none. Raises NotFound."""
+        self.require(names)
         known = {one.name: one for one in self.all_filters()}
-        for name in names:
-            if name not in known:
-                raise NotFound(f"no filter {name}", "streamtap list shows what there is")
         gone = [known[name] for name in dict.fromkeys(names)]
         driver = self.driver
         kept = tuple(one for one in self._filters.filters if one not in gone)
@@ -308,9 +306,8 @@ class Registry:
         replace = msgspec.structs.replace
         if name is None:
             self._save(self._filters.filters, enabled=enabled)
-        elif all(one.name != name for one in self._filters.filters):
-            raise NotFound(f"no filter {name}", "streamtap list shows what there is")
         else:
+            _require([name], self._filters.filters)
             self._save(
                 tuple(
                     replace(one, enabled=enabled) if one.name == name else one
@@ -326,15 +323,17 @@ class Registry:
         temporary = sum(1 << one.bit for one in self._temporary.values())
         return self._filters.mask | (temporary if self._filters.enabled else 0)
 
-    def mask_of(self, names: Iterable[str]) -> int:
-        """The bits of the filters; of those that persist, where none is named. Raises NotFound."""
+    def mask_of(self, names: Iterable[str], coming: Sequence[Filter] = ()) -> int:
+        """The bits of those of the filters that there are; of all that persist, where none is
+        named. coming: filters that are about to be added."""
         wanted = set(names)
         if not wanted:
             return PERSISTENT
-        bits = {one.name: one.bit for one in self.all_filters()}
-        for name in wanted - bits.keys():
-            raise NotFound(f"no filter {name}", "streamtap list shows what there is")
-        return sum(1 << bits[name] for name in wanted)
+        return sum(1 << one.bit for one in (*self.all_filters(), *coming) if one.name in wanted)
+
+    def require(self, names: Iterable[str]) -> None:
+        """Raises NotFound where there is no filter of a name."""
+        _require(names, self.all_filters())
 
     def _put_in_force(self) -> None:
         callouts = self.driver.callouts
@@ -370,10 +369,7 @@ class Registry:
             raise AlreadyExists(
                 f"there is a session {session.name} already", "streamtap trace list shows it"
             )
-        known = {one.name for one in self._filters.filters}
-        for name in session.filters:
-            if name not in known:
-                raise NotFound(f"no filter {name}", "streamtap list shows what there is")
+        _require(session.filters, self._filters.filters)
         for at, output in enumerate(session.outputs):
             if any(_share(output, other) for other in session.outputs[:at]):
                 raise ValueError(f"{output} is named twice, or is what rotation makes of another")
@@ -436,6 +432,13 @@ class Registry:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _require(names: Iterable[str], filters: Iterable[Filter]) -> None:
+    known = {one.name for one in filters}
+    for name in names:
+        if name not in known:
+            raise NotFound(f"no filter {name}", "streamtap list shows what there is")
 
 
 def _share(one: str, other: str) -> bool:

@@ -10,7 +10,7 @@ import logging
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from streamtap.errors import AlreadyExists, StreamtapError
@@ -23,7 +23,7 @@ from streamtap.service.protocol import Attach, Attached, SessionInfo, TraceStart
 from streamtap.service.recording import Recorders
 from streamtap.service.registry import Registry
 from streamtap.service.sessions import Session, SessionTable
-from streamtap.service.state import Recorded
+from streamtap.service.state import Filter, Recorded
 from streamtap.trace import parse
 
 STREAM_BYTES = 1 << 20  # on the way to a recorder, of one session
@@ -72,10 +72,11 @@ class Tracing:
     # --- stored sessions -------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Those that are stored run; one that cannot is logged."""
+        """Those that are stored run; what one lacks is logged. A filter may come later."""
         for stored in self._registry.recorded:
             try:
                 self._record(stored)
+                self._registry.require(stored.filters)
             except (StreamtapError, OSError) as error:
                 _log.error("session %s: %s", stored.name, error)
 
@@ -96,21 +97,21 @@ class Tracing:
         stored = request.recorded(peer.uid, peer.user, time.time_ns())
         if stored.name in self._sessions:
             raise AlreadyExists(f"there is a session {stored.name} already")
-        mask = self._registry.mask_of(stored.filters)
+        self._registry.require(stored.filters)
         parse(stored.selection)
         stored = self._registry.add_session(stored)
         try:
-            self._record(stored, mask)
+            self._record(stored)
         except BaseException:
             self._registry.remove_session(stored.name)
             raise
         self._starting[stored.name] = time.monotonic() + OPEN_S, client, stored
         return LATER
 
-    def _record(self, stored: Recorded, mask: int | None = None) -> None:
+    def _record(self, stored: Recorded) -> None:
         ours, theirs = _stream()
         session = self._sessions.add_recorded(stored, ours)
-        session.mask = self._registry.mask_of(stored.filters) if mask is None else mask
+        session.mask = self._registry.mask_of(stored.filters)
         try:
             self._recorders.record(stored, theirs)
             self._parser.attach(session)
@@ -135,12 +136,12 @@ class Tracing:
     def attach(self, peer: Peer, request: Attach, client: Connection) -> None:
         """Answers the client, whose connection carries records from there on."""
         asked_ns = time.time_ns()
-        mask = self._registry.mask_of(request.filters)
+        self._registry.require(request.filters)
         parse(request.selection)
         name = self._sessions.free_name(request.name or f"{peer.user}-{peer.pid}")
         stream = client.attach(request.id, Attached(name=name))
         session = self._sessions.add_live(name, request, peer, stream, client)
-        session.mask = mask
+        session.mask = self._registry.mask_of(request.filters)
         client.when_closed(lambda: self._leave(session))
         # The reply is on its way, and the parser may be behind it.
         self._parser.attach(session, last_s=request.last_s, opening=True, asked_ns=asked_ns)
@@ -162,16 +163,15 @@ class Tracing:
         if session is not None and session.client is not None:
             session.client.close()
 
-    def narrow(self) -> None:
-        """A bit becomes another filter's: no session keeps one of a filter that is gone. Until
-        then they are told how its connections ended."""
-        bits = {one.name: 1 << one.bit for one in self._registry.all_filters()}
+    def follow(self, coming: Sequence[Filter]) -> None:
+        """These filters are about to be added: sessions are told of those that they name. A bit
+        that becomes another filter's is taken from the sessions of the one that is gone, which
+        until then were told how its connections ended."""
         for session in self._sessions:
-            if session.filters:
-                mask = sum(bits.get(name, 0) for name in session.filters)
-                if mask != session.mask:
-                    session.mask = mask
-                    self._parser.narrow(session)
+            mask = self._registry.mask_of(session.filters, coming)
+            if mask != session.mask:
+                session.mask = mask
+                self._parser.narrow(session)
 
     # --- the recorders ---------------------------------------------------------------------------
 
