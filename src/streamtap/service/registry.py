@@ -1,12 +1,11 @@
 """Filters and trace sessions, on disk and in the pinned callouts, kept alike.
 
 What is on disk is the truth. A change is prepared in the kernel, written to disk, and then put in
-force; wherever it is cut short, `adopt` makes the kernel what the disk says. One process at a time
-may do this: the one that holds the lock.
+force; wherever it is cut short, the next adoption makes the kernel what the disk says. One process
+at a time may do this: the one that holds the lock.
 """
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,32 +14,25 @@ from typing import Self
 
 import msgspec
 
-from streamtap.capture.callouts import Callouts, require_rights
-from streamtap.capture.libbpf import library
-from streamtap.capture.pins import Pins
 from streamtap.driver import Driver
-from streamtap.errors import AlreadyExists, Busy, NotFound, PermissionMissing, StreamtapError
+from streamtap.errors import AlreadyExists, Busy, PermissionMissing, StreamtapError
 from streamtap.flows.scope import Scope, resolve
 from streamtap.protocols import by_name
-from streamtap.service.listening import is_same_file
+from streamtap.service.lock import Lock
 from streamtap.service.paths import Paths
+from streamtap.service.pinned import Pinned
 from streamtap.service.protocol import NewFilter, SessionInfo, stored
-from streamtap.service.state import Filter, Filters, Recorded, Sessions, load, save
-from streamtap.service.wire import request_of
-from streamtap.trace import parse
-from streamtap.trace.rotation import name_of
+from streamtap.service.state import Filter, Filters, Recorded, load, require, save
+from streamtap.service.stored import StoredSessions
 
 BITS = range(48)  # of filters that persist
 TEMPORARY_BITS = range(48, 64)  # of those that live as long as somebody watches
 PERSISTENT = (1 << len(BITS)) - 1
-MAX_SESSIONS = 4000
-TAKE_S = 3.0  # for a service that has lost its folder to end
 
 
 class Registry:
-    """adopted: pins of an earlier process were found. put_aside: where damaged state is kept, that
-    was begun anew. make_room: called now and then while
-    processes are judged, for the control ring has not room for all of a machine."""
+    """put_aside: where damaged state is kept, that was begun anew. make_room: called now and then
+    while processes are judged, for the control ring has not room for all of a machine."""
 
     def __init__(self, paths: Paths, *, force: bool = False) -> None:
         """Raises Busy, PermissionMissing, StreamtapError for damaged state."""
@@ -48,18 +40,16 @@ class Registry:
         self.paths = paths
         self.put_aside: list[Path] = []
         self._lock = _lock(paths.lock)
-        self._pins_lock = -1
         try:
             kept = self.put_aside
             self._filters = load(paths.filters, Filters, force=force, kept=kept)
-            self._sessions = load(paths.sessions, Sessions, force=force, kept=kept)
+            self._stored = StoredSessions(paths.sessions, force=force, kept=kept)
         except BaseException:
-            self.close()
+            self._lock.close()
             raise
-        self._driver: Driver | None = None
+        self._pinned = Pinned(paths, self._fill)
         self._temporary: dict[str, Filter] = {}
         self._cgroups: dict[int, int] = {}
-        self.adopted = False
         self.make_room: Callable[[], None] | None = None
 
     # --- the callouts ----------------------------------------------------------------------------
@@ -67,70 +57,27 @@ class Registry:
     @property
     def driver(self) -> Driver:
         """The callouts, pinned and attached; at the first call they are loaded or adopted, and
-        made what the disk says. Raises what `Callouts` does."""
-        if self._driver is None:
-            require_rights()
-            self._driver = self._adopt()
-        return self._driver
+        made what the disk says. Raises what `Pinned.load` does."""
+        return self._pinned.load()
 
-    def _adopt(self) -> Driver:
-        pins = Pins(self.paths.pins)
-        fresh = not self.paths.pins.is_dir()
-        pins.make()
-        try:
-            self._take_pins()
-            callouts = Callouts(pins=pins)
-        except BaseException:
-            if fresh:
-                pins.remove()
-            raise
-        self.adopted = callouts.adopted
-        driver = Driver(callouts)
-        try:
-            callouts.forget(~self._filters.known & (1 << 64) - 1)
-            for one in self._filters.filters:
-                try:
-                    self._install(driver, one)
-                except ValueError as error:
-                    raise StreamtapError(
-                        f"{self.paths.filters} is damaged: filter {one.name}: {error}",
-                        "mend it, or take that filter out of the file",
-                    ) from error
-            callouts.enable(self._filters.mask)
-            callouts.unmark()
-            callouts.attach()
-            callouts.adopt()
-            callouts.prune()
-        except BaseException:
-            callouts.close()
-            if not self.adopted:
-                pins.remove()
-            raise
-        self._remove_others()
-        return driver
+    @property
+    def adopted(self) -> bool:
+        """Pins of an earlier process were found."""
+        return self._pinned.adopted
 
-    def _take_pins(self) -> None:
-        """Keeps them from a service whose run folder, and so whose lock, is another: both would
-        read the same rings. One that has lost its own is just ending. Raises Busy."""
-        until = time.monotonic() + TAKE_S
-        while self._pins_lock < 0:
+    def _fill(self, driver: Driver) -> None:
+        callouts = driver.callouts
+        callouts.forget(~self._filters.known & (1 << 64) - 1)
+        for one in self._filters.filters:
             try:
-                self._pins_lock = _locked(self.paths.bpf, os.O_RDONLY | os.O_DIRECTORY)
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise Busy(
-                        f"the callouts in {self.paths.bpf} are held by another service",
-                        "let STREAMTAP_BPF_DIR name a folder of its own",
-                    ) from None
-                time.sleep(0.05)
-
-    def _remove_others(self) -> None:
-        """Pins of other versions: their work is ours now."""
-        for folder in self._other_folders():
-            Pins(folder).remove()
-
-    def _other_folders(self) -> list[Path]:
-        return [folder for folder in self.paths.layouts if folder != self.paths.pins]
+                self._install(driver, one)
+            except ValueError as error:
+                raise StreamtapError(
+                    f"{self.paths.filters} is damaged: filter {one.name}: {error}",
+                    "mend it, or take that filter out of the file",
+                ) from error
+        callouts.enable(self._filters.mask)
+        callouts.unmark()
 
     def _install(self, driver: Driver, one: Filter) -> None:
         scope = one.scope
@@ -192,7 +139,7 @@ class Registry:
         prepared: called with what will be in force, if it is.
         Raises AlreadyExists, what `resolve` does, and StreamtapError for more than there are bits.
         """
-        first = self._driver is None
+        first = self._pinned.driver is None
         driver = self.driver
         installed = 0
         try:
@@ -209,7 +156,7 @@ class Registry:
         except BaseException:
             driver.callouts.forget(installed)
             if first and not self.adopted:
-                self._unpin()  # there were no callouts before
+                self._pinned.remove()  # there were no callouts before
             raise
         self._put_in_force()
         return made
@@ -275,25 +222,10 @@ class Registry:
 
     def remove(self) -> None:
         """Filters, callouts and pins, of other versions too. Sessions stay."""
-        if self.paths.bpf.is_dir():
-            self._take_pins()
+        self._pinned.take()
         self.forget()
         self._temporary.clear()
-        require_rights()
-        library()
-        self._unpin()
-
-    def _unpin(self) -> None:
-        if self._driver is not None:
-            self._driver.callouts.close()
-            self._driver = None
-        for folder in (self.paths.pins, *self._other_folders()):
-            Pins(folder).remove()
-        with contextlib.suppress(OSError):
-            self.paths.bpf.rmdir()
-        if self._pins_lock >= 0:
-            os.close(self._pins_lock)
-            self._pins_lock = -1
+        self._pinned.remove()
 
     def enable(self, name: str | None = None) -> None:
         self._switch(name, True)
@@ -307,14 +239,14 @@ class Registry:
         if name is None:
             self._save(self._filters.filters, enabled=enabled)
         else:
-            _require([name], self._filters.filters)
+            require([name], self._filters.filters)
             self._save(
                 tuple(
                     replace(one, enabled=enabled) if one.name == name else one
                     for one in self._filters.filters
                 )
             )
-        if self._driver is not None or self.paths.pins.is_dir():  # else it holds from then on
+        if self._pinned.exist:  # else it holds from then on
             self._put_in_force()
 
     @property
@@ -333,7 +265,7 @@ class Registry:
 
     def require(self, names: Iterable[str]) -> None:
         """Raises NotFound where there is no filter of a name."""
-        _require(names, self.all_filters())
+        require(names, self.all_filters())
 
     def _put_in_force(self) -> None:
         callouts = self.driver.callouts
@@ -355,77 +287,42 @@ class Registry:
 
     @property
     def recorded(self) -> Sequence[Recorded]:
-        return self._sessions.sessions
+        return self._stored.sessions
 
     def sessions(self) -> Sequence[SessionInfo]:
         return [stored(one) for one in self.recorded]
 
     def add_session(self, session: Recorded) -> Recorded:
-        """Raises AlreadyExists, NotFound for a filter that is not there, ValueError for words, or
-        what the service would not take."""
-        request_of(session)
-        parse(session.selection)
-        if any(one.name == session.name for one in self.recorded):
-            raise AlreadyExists(
-                f"there is a session {session.name} already", "streamtap trace list shows it"
-            )
-        _require(session.filters, self._filters.filters)
-        for at, output in enumerate(session.outputs):
-            if any(_share(output, other) for other in session.outputs[:at]):
-                raise ValueError(f"{output} is named twice, or is what rotation makes of another")
-            for one in self.recorded:
-                if any(_share(output, other) for other in one.outputs):
-                    raise AlreadyExists(
-                        f"{output} is a file of session {one.name} already, or would become one "
-                        "by rotation",
-                        "streamtap trace list shows which files are taken",
-                    )
-        if len(self.recorded) >= MAX_SESSIONS:
-            raise StreamtapError(f"there are {MAX_SESSIONS} sessions already, the most at once")
-        self._save_sessions((*self.recorded, session))
+        """Raises as `StoredSessions.add` does: it may name filters that persist."""
+        self._stored.add(session, self._filters.filters)
         return session
 
     def remove_session(self, name: str) -> Recorded:
-        for one in self.recorded:
-            if one.name == name:
-                self._save_sessions(tuple(other for other in self.recorded if other is not one))
-                return one
-        raise NotFound(f"no session {name}", "streamtap trace list shows what there is")
-
-    def _save_sessions(self, sessions: tuple[Recorded, ...]) -> None:
-        after = Sessions(sessions=sessions)
-        save(self.paths.sessions, after)
-        self._sessions = after
+        """Raises NotFound."""
+        return self._stored.remove(name)
 
     # --- the lock --------------------------------------------------------------------------------
 
     @property
     def is_locked(self) -> bool:
         """The lock keeps others out: its file is there."""
-        return is_same_file(self._lock, self.paths.lock)
+        return self._lock.is_found
 
     def lock_again(self) -> bool:
         """Where its file was removed; False where somebody else has changed the state since.
         Raises Busy where somebody holds it, and what else making it may raise."""
         self.paths.make()
         lock = _lock(self.paths.lock)
-        os.close(self._lock)
+        self._lock.close()
         self._lock = lock
-        kept = (load(self.paths.filters, Filters), load(self.paths.sessions, Sessions))
-        return kept == (self._filters, self._sessions)
+        return load(self.paths.filters, Filters) == self._filters and self._stored.is_current
 
     # --- the end ---------------------------------------------------------------------------------
 
     def close(self) -> None:
         """What is pinned goes on."""
-        driver = getattr(self, "_driver", None)
-        if driver is not None:
-            driver.callouts.close()
-            self._driver = None
-        for fd in (self._pins_lock, self._lock):
-            if fd >= 0:
-                os.close(fd)
-        self._pins_lock = self._lock = -1
+        self._pinned.close()
+        self._lock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -434,40 +331,15 @@ class Registry:
         self.close()
 
 
-def _require(names: Iterable[str], filters: Iterable[Filter]) -> None:
-    known = {one.name for one in filters}
-    for name in names:
-        if name not in known:
-            raise NotFound(f"no filter {name}", "streamtap list shows what there is")
-
-
-def _share(one: str, other: str) -> bool:
-    """Whether two recordings would have a file of one name."""
-    first, second = Path(one), Path(other)
-    return first == second or name_of(first)[0] == second or name_of(second)[0] == first
-
-
-def _lock(path: Path) -> int:
-    """A descriptor that holds the lock; the kernel lets go of it with the process."""
+def _lock(path: Path) -> Lock:
     try:
-        return _locked(path, os.O_RDWR | os.O_CREAT)
+        return Lock(path, os.O_RDWR | os.O_CREAT)
     except BlockingIOError:
         raise Busy(f"{path} is held by another process", "try again") from None
     except PermissionError as error:
         raise PermissionMissing(f"{path}: {error.strerror}", "run with sudo") from error
     except OSError as error:
         raise StreamtapError(f"{path}: {error.strerror}") from error
-
-
-def _locked(path: Path, flags: int) -> int:
-    """Raises BlockingIOError where somebody has it, and what `open` does."""
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 def _cgroup_id(driver: Driver, scope: Scope) -> int:

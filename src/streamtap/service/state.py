@@ -4,12 +4,13 @@ written, readable by root alone."""
 import contextlib
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from streamtap.errors import PermissionMissing, StreamtapError
+from streamtap.errors import NotFound, PermissionMissing, StreamtapError
 from streamtap.flows.scope import Scope
 
 LIMIT_BYTES = 256 << 20
@@ -88,6 +89,14 @@ class Filters(msgspec.Struct, frozen=True):
 class Sessions(msgspec.Struct, frozen=True):
     version: int = VERSION
     sessions: tuple[Recorded, ...] = ()
+
+
+def require(names: Iterable[str], filters: Iterable[Filter]) -> None:
+    """Raises NotFound where none of the filters has a name."""
+    known = {one.name for one in filters}
+    for name in names:
+        if name not in known:
+            raise NotFound(f"no filter {name}", "streamtap list shows what there is")
 
 
 def load(path: Path, form: type[T], *, force: bool = False, kept: list[Path] | None = None) -> T:
