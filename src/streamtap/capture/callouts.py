@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from streamtap.capture.identity import (
     file_key,
     in_host_user_namespace,
 )
-from streamtap.capture.libbpf import Log, Map, Object
+from streamtap.capture.libbpf import Log, Object
 from streamtap.capture.pins import Pins
 from streamtap.capture.ring import Ring
 from streamtap.errors import CalloutError, KernelUnsupported, PermissionMissing
@@ -67,14 +67,6 @@ CAPABILITIES = {12: "CAP_NET_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}
 _CAP_SYS_ADMIN = 21
 
 _u32, _u64 = struct.Struct("<I"), struct.Struct("<Q")
-
-
-class Trial(NamedTuple):
-    """One attempt to load an object: with which programs left out, and what the kernel said."""
-
-    variant: str
-    skipped: tuple[str, ...]
-    error: str
 
 
 class Callouts:
@@ -134,13 +126,13 @@ class Callouts:
         finally:
             _close(reuse)
         self.adopted = bool(found)
-        self._maps: dict[str, Map] = {}
+        self._maps = {name: self._object.map(name) for name in MAPS}
         if pins is not None:
             for name in MAPS:
                 if name not in found:
-                    pins.pin_map(name, self._map(name).fd)
+                    pins.pin_map(name, self._maps[name].fd)
         self.ring_bytes = ring_bytes
-        self._settings_memory = mmap.mmap(self._map("settings").fd, mmap.PAGESIZE)
+        self._settings_memory = mmap.mmap(self._maps["settings"].fd, mmap.PAGESIZE)
         self._settings: NDArray[Any] = np.frombuffer(
             self._settings_memory, layout.SETTINGS, count=1
         )
@@ -153,12 +145,6 @@ class Callouts:
             abi=layout.ABI,
         )
 
-    def _map(self, name: str) -> Map:
-        found = self._maps.get(name)
-        if found is None:
-            found = self._maps[name] = self._object.map(name)
-        return found
-
     def _set(self, **values: int) -> None:
         for name, value in values.items():
             self._settings[name][0] = value
@@ -169,7 +155,7 @@ class Callouts:
     # --- filters ---------------------------------------------------------------------------------
 
     def _add_bit(self, map_name: str, key: bytes, bit: int) -> None:
-        table = self._map(map_name)
+        table = self._maps[map_name]
         before = table.lookup(key, 8)
         mask = (_u64.unpack(before)[0] if before else 0) | 1 << bit
         table.update(key, _u64.pack(mask))
@@ -185,7 +171,7 @@ class Callouts:
             self._held[key] = fd
         if len(self._held) > HELD_FILES:
             oldest, fd = self._held.popitem(last=False)
-            self._map("apps").delete(_app_key(oldest))
+            self._maps["apps"].delete(_app_key(oldest))
             os.close(fd)
         self._add_bit("apps", _app_key(key), bit)
 
@@ -226,7 +212,7 @@ class Callouts:
             known |= new
 
     def _mark_process(self, pid: int, **masks: int) -> None:
-        table, key = self._map("processes"), _u32.pack(pid)
+        table, key = self._maps["processes"], _u32.pack(pid)
         process = np.zeros(1, layout.PROCESS)
         before = table.lookup(key, layout.PROCESS.itemsize)
         if before:
@@ -240,7 +226,7 @@ class Callouts:
 
     def decide(self, process_id: int, filters: int) -> None:
         """What a candidate turned out to be: the filters it does match, 0 for none."""
-        self._map("verdicts").update(_u64.pack(process_id), _u64.pack(filters))
+        self._maps["verdicts"].update(_u64.pack(process_id), _u64.pack(filters))
 
     def enable(self, filters: int) -> None:
         """Put exactly these filters (a mask) in force; live connections are not touched."""
@@ -253,7 +239,7 @@ class Callouts:
     def forget(self, filters: int) -> None:
         """These filters (a mask) exist no more: their bits may be used again."""
         for name, size in _KEY_BYTES.items():
-            table = self._map(name)
+            table = self._maps[name]
             left = False
             for key in table.keys(size):
                 value = table.lookup(key, 8)
@@ -283,13 +269,13 @@ class Callouts:
         """Forget what earlier processes told the callouts and this one did not repeat: files that
         nobody holds open any more, whose numbers may become another's."""
         for name, size in _KEY_BYTES.items():
-            table = self._map(name)
+            table = self._maps[name]
             for key in table.keys(size):
                 if key not in self._keys[name]:
                     table.delete(key)
 
     def _run(self, iterator: str, over: str) -> None:
-        for _ in self._object.run_iterator(iterator, self._map(over).fd):
+        for _ in self._object.run_iterator(iterator, self._maps[over].fd):
             pass
 
     def pause(self, paused: bool) -> None:
@@ -311,7 +297,7 @@ class Callouts:
 
     def set_flow_policy(self, flow_id: int, policy: Policy, head: int = 0) -> None:
         """How much of one flow is copied, from its next segment on."""
-        self._map("policies").update(_u64.pack(flow_id), struct.pack("<II", int(policy), head))
+        self._maps["policies"].update(_u64.pack(flow_id), struct.pack("<II", int(policy), head))
         self._set(policy_epoch=(self._get("policy_epoch") + 1) & 0xFFFFFFFF)
 
     # --- attaching -------------------------------------------------------------------------------
@@ -398,25 +384,25 @@ class Callouts:
     def rings(self) -> tuple[Ring, Ring]:
         """The data ring and the control ring."""
         return (
-            Ring(self._map("segments").fd, self.ring_bytes),
-            Ring(self._map("control").fd, CONTROL_BYTES),
+            Ring(self._maps["segments"].fd, self.ring_bytes),
+            Ring(self._maps["control"].fd, CONTROL_BYTES),
         )
 
     @property
     def ring_fds(self) -> tuple[int, int]:
         """The descriptors of the two, for a process that reads them in our place."""
-        return self._map("segments").fd, self._map("control").fd
+        return self._maps["segments"].fd, self._maps["control"].fd
 
     def counters(self) -> dict[str, int]:
         """Totals over all flows and CPUs; names as in `bpf/callout.h`. candidates_lost: segments of
         flows of which it was not known yet whether they are in scope; not in the others."""
-        size, counters = layout.COUNTERS.itemsize * possible_cpus(), self._map("counters")
+        size, counters = layout.COUNTERS.itemsize * possible_cpus(), self._maps["counters"]
         known, candidates = (add_up(counters.lookup(_u32.pack(key), size) or b"") for key in (0, 1))
         return known | {"candidates_lost": candidates["lost_segments"]}
 
     def list_flows(self) -> NDArray[Any]:
         """(n,) FLOW_LISTING: the connections that are marked now, with the kernel's counters."""
-        pieces = self._object.run_iterator("list_flows", self._map("flows").fd)
+        pieces = self._object.run_iterator("list_flows", self._maps["flows"].fd)
         return np.frombuffer(b"".join(pieces), layout.FLOW_LISTING)
 
     def detach(self) -> None:
@@ -449,7 +435,7 @@ def load(
     loaded object, the variant, and the hooks left out. Raises CalloutError for none.
 
     reuse: maps that exist already, by name."""
-    trials: list[Trial] = []
+    said = ""
     for variant in variants:
         for skipped in ((), OPTIONAL_HOOKS) if optional else (OPTIONAL_HOOKS,):
             log = Log()
@@ -461,8 +447,7 @@ def load(
                     )
                 return Object(path, skip=skipped, sizes=sizes, reuse=reuse), variant, skipped
             except OSError as error:
-                trials.append(Trial(variant, skipped, log.text))
-                reason = error
+                reason, said = error, log.text
             finally:
                 log.close()
     if reason.errno in (errno.EPERM, errno.EACCES) and not _effective(_CAP_SYS_ADMIN):
@@ -472,7 +457,7 @@ def load(
     raise CalloutError(
         f"the kernel refuses the callouts: {os.strerror(reason.errno or 0)}",
         "see: streamtap doctor",
-        trials[-1].error,
+        said,
     ) from reason
 
 
