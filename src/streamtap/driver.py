@@ -46,36 +46,36 @@ class Driver:
 
         pid: of a scope by launch, the process that was launched.
         """
-        callouts = self.callouts
+        tables = self.callouts.filters
         self._scopes[bit] = scope
         match scope.kind:
             case "exe" if scope.glob:
-                callouts.ask(bit)
+                tables.ask(bit)
             case "exe" if scope.script:
-                callouts.add_script(bit, os.path.basename(scope.path))
+                tables.add_script(bit, os.path.basename(scope.path))
                 # Given to its interpreter, which may be a shim for another program.
-                callouts.add_name(bit, os.path.basename(scope.interpreter))
-                callouts.add_script(bit, os.path.basename(scope.interpreter))
+                tables.add_name(bit, os.path.basename(scope.interpreter))
+                tables.add_script(bit, os.path.basename(scope.interpreter))
             case "exe":
                 with contextlib.suppress(FileNotFoundError):  # it may come back
-                    callouts.add_program(bit, scope.value)
+                    tables.add_program(bit, scope.value)
                 # The file may be replaced, or its link moved, while we watch.
-                callouts.add_name(bit, os.path.basename(scope.value))
-                callouts.add_script(bit, os.path.basename(scope.path))
+                tables.add_name(bit, os.path.basename(scope.value))
+                tables.add_script(bit, os.path.basename(scope.path))
             case "comm":
-                callouts.add_comm(bit, scope.value)
+                tables.add_comm(bit, scope.value)
             case "cmdline":
-                callouts.ask(bit)
+                tables.ask(bit)
             case "uid":
-                callouts.add_uid(bit, int(scope.value))
+                tables.add_uid(bit, int(scope.value))
             case "cgroup" | "unit":
                 with contextlib.suppress(FileNotFoundError):
-                    callouts.add_cgroup(bit, scope.cgroup)
+                    tables.add_cgroup(bit, scope.cgroup)
             case "pid":
-                callouts.add_pid(bit, int(scope.value), follow_forks=scope.follow_forks)
+                tables.add_pid(bit, int(scope.value), follow_forks=scope.follow_forks)
             case "launch":
                 assert pid is not None
-                callouts.add_pid(bit, pid, follow_forks=True)
+                tables.add_pid(bit, pid, follow_forks=True)
 
     def remove(self, bit: int) -> None:
         """Filter `bit` exists no more; its sockets are looked at no more."""
@@ -127,7 +127,7 @@ class Driver:
                 if scope.kind == "exe" and not scope.script and not scope.glob:
                     # The file was replaced: from now on the kernel knows the new one too.
                     with contextlib.suppress(OSError):
-                        self.callouts.add_program(bit, candidate.path)
+                        self.callouts.filters.add_program(bit, candidate.path)
         return verdict
 
     def _matches(

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import streamtap
-from streamtap.capture.callouts import missing_capabilities
 from streamtap.capture.live import Item
+from streamtap.capture.rights import missing_capabilities
 from streamtap.events import Body, FlowClosed, FlowOpened, Record
 from streamtap.flows.scope import Scope, resolve
 from streamtap.holding import Local

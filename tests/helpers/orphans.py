@@ -10,7 +10,7 @@ import numpy as np
 
 from helpers.services import is_alive
 from streamtap.capture import layout
-from streamtap.capture.callouts import _KEY_BYTES
+from streamtap.capture.filters import KEY_BYTES
 from streamtap.capture.libbpf import Map
 from streamtap.capture.pins import Pins
 from streamtap.service.paths import Paths
@@ -56,7 +56,7 @@ def masks_of(paths: Paths) -> tuple[int, int]:
         enabled, named = int(settings["enabled"][0]), int(settings["known"][0])
         named |= int(settings["ask"][0])
     os.close(fd)
-    for name, size in _KEY_BYTES.items():
+    for name, size in KEY_BYTES.items():
         fd = pins.open_map(name)
         table = Map(fd, name)
         for key in table.keys(size):

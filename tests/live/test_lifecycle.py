@@ -195,7 +195,7 @@ def test_callouts_that_are_loaded_and_never_attached_see_nothing(
 ) -> None:
     callouts = Callouts()
     try:
-        callouts.add_pid(0, client.pid)
+        callouts.filters.add_pid(0, client.pid)
         callouts.enable(1)
         join(client, server)
         say(client, server, b"hello")

@@ -142,7 +142,7 @@ def test_another_build_takes_over_without_losing_a_byte(
         server.begin("receive(s, length)", length=length)
         speaker.do("s.sendall(b'x' * length)", length=length)
         with Registry(paths) as registry:
-            registry.driver.callouts._set(build=turn + 1)  # as if another one had attached
+            registry.driver.callouts.settings.set(build=turn + 1)  # as if another one had attached
         with Registry(paths) as registry:
             assert len(registry.driver.callouts.hooks) >= 8
         server.result()
@@ -348,7 +348,7 @@ def test_killed_at_any_moment_the_state_is_whole_and_the_next_adopts_it(
         with Registry(paths) as registry:
             callouts = registry.driver.callouts
             assert callouts.enabled == stored.mask
-            assert callouts._get("known") == stored.known
+            assert callouts.settings.get("known") == stored.known
             assert set(Pins(paths.pins).links) == set(callouts.hooks)
             registry.delete([one.name for one in registry.filters()])
 

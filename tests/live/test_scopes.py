@@ -95,7 +95,7 @@ def test_a_program_that_is_replaced_again_and_again_costs_no_more(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("streamtap.capture.callouts.HELD_FILES", 2)
+    monkeypatch.setattr("streamtap.capture.filters.HELD_FILES", 2)
     watch = watching(resolve("exe", str(program)))
     held = []
     for number in range(5):

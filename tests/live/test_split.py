@@ -17,7 +17,7 @@ import pytest
 from helpers.commands import DEADLINE_S, STREAMTAP, Command, conversation
 from helpers.live import SRC, eventually, is_in_kernel
 from helpers.parsers import descriptors_of, status_of
-from streamtap.capture.callouts import CAPABILITIES
+from streamtap.capture.rights import CAPABILITIES
 from streamtap.service import landlock, seccomp
 
 pytestmark = pytest.mark.root

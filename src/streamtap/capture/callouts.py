@@ -8,64 +8,37 @@ import errno
 import mmap
 import os
 import struct
-import time
-from collections import OrderedDict
 from collections.abc import Callable
-from functools import cache
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamtap.capture import layout
-from streamtap.capture.identity import (
-    Cgroups,
-    FileKey,
-    descendants,
-    file_key,
-    in_host_user_namespace,
+from streamtap.capture.compiled import (
+    CGROUP_HOOKS,
+    MAPS,
+    OPTIONAL_HOOKS,
+    PROCESS_HOOKS,
+    VARIANTS,
+    build,
+    load,
 )
-from streamtap.capture.libbpf import Log, Object
+from streamtap.capture.filters import FilterTables
+from streamtap.capture.identity import Cgroups
 from streamtap.capture.pins import Pins
+from streamtap.capture.rights import require_rights
 from streamtap.capture.ring import Ring
-from streamtap.errors import CalloutError, KernelUnsupported, PermissionMissing
+from streamtap.capture.settings import Settings
+from streamtap.errors import CalloutError
 from streamtap.model import Policy
 
-FOLDER = Path(__file__).parent
-VARIANTS = {"dynptr": "callout.bpf.o", "scratch": "callout_scratch.bpf.o"}
-# Before the sockets are looked at, every process must be known; before a socket is marked, its
-# packets must be seen.
-PROCESS_HOOKS = ("process_exec", "process_fork", "process_exit")
-CGROUP_HOOKS = ("stream_received", "stream_sent", "flow_established", "socket_created")
-OPTIONAL_HOOKS = ("socket_sent", "socket_received")
 RING_BYTES = 16 << 20
 CONTROL_BYTES = 2 << 20
-MAPS = (
-    *("apps", "names", "scripts", "comms", "uids", "cgroups", "processes", "verdicts"),
-    *("policies", "settings", "counters", "flows", "segments", "control"),
-)
-_KEY_BYTES = {  # of the maps that filters are in
-    "apps": layout.APP_KEY.itemsize,
-    "names": layout.NAME_LENGTH,
-    "scripts": layout.COMM_LENGTH,
-    "comms": layout.COMM_LENGTH,
-    "uids": 4,
-    "cgroups": 8,
-}
-_USES = {
-    "comms": layout.ScopeUse.COMM,
-    "uids": layout.ScopeUse.UID,
-    "cgroups": layout.ScopeUse.CGROUP,
-}
-_ALL = (1 << 64) - 1
 WAKE_BYTES = 256 << 10
 WAKE_NS = 10_000_000
-HELD_FILES = 1024  # versions of programs; one that was replaced is a candidate if it still starts
-CAPABILITIES = {12: "CAP_NET_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}
-_CAP_SYS_ADMIN = 21
 
+_ALL = (1 << 64) - 1
 _u32, _u64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
@@ -74,7 +47,7 @@ class Callouts:
 
     variant: "dynptr", or "scratch" for kernels before 5.19. missing: optional hooks that the
     kernel refused. adopted: maps and hooks of an earlier process were found and are used on.
-    Filters are bits 0 … 63; `add_…` may be called at any time.
+    filters: what they know of filters, which are bits 0 … 63.
     """
 
     def __init__(
@@ -97,10 +70,8 @@ class Callouts:
             raise ValueError(f"no callouts {variant!r}: {', '.join(VARIANTS)}")
         require_rights()
         self.cgroups = Cgroups()
-        self._held: OrderedDict[FileKey, int] = OrderedDict()
         self._attached: list[str] = []
         self._pins = pins
-        self._keys: dict[str, set[bytes]] = {name: set() for name in _KEY_BYTES}
         sizes = {"segments": ring_bytes, "control": CONTROL_BYTES}
         reuse: dict[str, int] = {}
         found: set[str] = set()
@@ -132,97 +103,18 @@ class Callouts:
                 if name not in found:
                     pins.pin_map(name, self._maps[name].fd)
         self.ring_bytes = ring_bytes
-        self._settings_memory = mmap.mmap(self._maps["settings"].fd, mmap.PAGESIZE)
-        self._settings: NDArray[Any] = np.frombuffer(
-            self._settings_memory, layout.SETTINGS, count=1
-        )
+        self.settings = Settings(self._maps["settings"].fd)
+        self.filters = FilterTables(self._maps, self.settings, self.cgroups)
         if self.adopted:
-            self.ring_bytes = self._get("ring_bytes")
-        self._set(
+            self.ring_bytes = self.settings.get("ring_bytes")
+        self.settings.set(
             wake_ns=WAKE_NS,
             ring_bytes=self.ring_bytes,
             wake_bytes=min(WAKE_BYTES, self.ring_bytes // 4),
             abi=layout.ABI,
         )
 
-    def _set(self, **values: int) -> None:
-        for name, value in values.items():
-            self._settings[name][0] = value
-
-    def _get(self, name: str) -> int:
-        return int(self._settings[name][0])
-
     # --- filters ---------------------------------------------------------------------------------
-
-    def _add_bit(self, map_name: str, key: bytes, bit: int) -> None:
-        table = self._maps[map_name]
-        before = table.lookup(key, 8)
-        mask = (_u64.unpack(before)[0] if before else 0) | 1 << bit
-        table.update(key, _u64.pack(mask))
-        self._keys[map_name].add(key)
-
-    def add_program(self, bit: int, path: str) -> None:
-        """The executable at `path` is in the filter. Its inode is held, so that its number keeps
-        meaning this file; of more than `HELD_FILES` the oldest are known by their names only."""
-        key, fd = file_key(path)
-        if key in self._held:
-            os.close(fd)
-        else:
-            self._held[key] = fd
-        if len(self._held) > HELD_FILES:
-            oldest, fd = self._held.popitem(last=False)
-            self._maps["apps"].delete(_app_key(oldest))
-            os.close(fd)
-        self._add_bit("apps", _app_key(key), bit)
-
-    def add_name(self, bit: int, name: str) -> None:
-        """A program whose file has this name is a candidate."""
-        self._add_bit("names", os.fsencode(name)[: layout.NAME_LENGTH - 1].ljust(64, b"\0"), bit)
-
-    def add_script(self, bit: int, name: str) -> None:
-        """A process that was started by this name (script or symbolic link) is a candidate."""
-        self._add_bit("scripts", _comm(name), bit)
-
-    def add_comm(self, bit: int, name: str) -> None:
-        self._add_bit("comms", _comm(name), bit)
-        self._set(use=self._get("use") | layout.ScopeUse.COMM)
-
-    def add_uid(self, bit: int, uid: int) -> None:
-        self._add_bit("uids", _u32.pack(uid), bit)
-        self._set(use=self._get("use") | layout.ScopeUse.UID)
-
-    def add_cgroup(self, bit: int, path: str) -> None:
-        """`path` below the cgroup root, and all cgroups below it."""
-        self._add_bit("cgroups", _u64.pack(self.cgroups.id_of(path)), bit)
-        self._set(use=self._get("use") | layout.ScopeUse.CGROUP)
-
-    def ask(self, bit: int) -> None:
-        """Every program that is started is a candidate."""
-        self._set(ask=self._get("ask") | 1 << bit)
-
-    def add_pid(self, bit: int, pid: int, *, follow_forks: bool = False) -> None:
-        """This process is in the filter; with `follow_forks` its descendants, now and later."""
-        self._mark_process(pid, **{"inherited" if follow_forks else "own": 1 << bit})
-        if not follow_forks:
-            return
-        known: set[int] = set()
-        while new := set(descendants(pid)) - known:
-            for child in new:
-                self._mark_process(child, inherited=1 << bit)
-            known |= new
-
-    def _mark_process(self, pid: int, **masks: int) -> None:
-        table, key = self._maps["processes"], _u32.pack(pid)
-        process = np.zeros(1, layout.PROCESS)
-        before = table.lookup(key, layout.PROCESS.itemsize)
-        if before:
-            process = np.frombuffer(before, layout.PROCESS).copy()
-        else:
-            process["process_id"] = (time.monotonic_ns() ^ pid << 40) & (1 << 64) - 1
-        for name, mask in masks.items():
-            process[name] |= np.uint64(mask)
-        table.update(key, process.tobytes())
-        self._set(tracked=1)
 
     def decide(self, process_id: int, filters: int) -> None:
         """What a candidate turned out to be: the filters it does match, 0 for none."""
@@ -230,34 +122,15 @@ class Callouts:
 
     def enable(self, filters: int) -> None:
         """Put exactly these filters (a mask) in force; live connections are not touched."""
-        self._set(enabled=filters, known=self._get("known") | filters)
+        self.settings.set(enabled=filters, known=self.settings.get("known") | filters)
 
     @property
     def enabled(self) -> int:
-        return self._get("enabled")
+        return self.settings.get("enabled")
 
     def forget(self, filters: int) -> None:
         """These filters (a mask) exist no more: their bits may be used again."""
-        for name, size in _KEY_BYTES.items():
-            table = self._maps[name]
-            left = False
-            for key in table.keys(size):
-                value = table.lookup(key, 8)
-                mask = _u64.unpack(value)[0] & ~filters if value else 0
-                left |= bool(mask)
-                if mask:
-                    table.update(key, _u64.pack(mask))
-                else:
-                    table.delete(key)
-                    self._keys[name].discard(key)
-            if name in _USES and not left:
-                self._set(use=self._get("use") & ~_USES[name])
-        kept = ~filters & _ALL
-        self._set(
-            ask=self._get("ask") & kept,
-            known=self._get("known") & kept,
-            enabled=self._get("enabled") & kept,
-        )
+        self.filters.forget(filters)
         self._run("sweep_processes", "processes")
         self.unmark()
 
@@ -265,40 +138,31 @@ class Callouts:
         """Sockets that are in no filter in force are looked at no more."""
         self._run("sweep_flows", "flows")
 
-    def prune(self) -> None:
-        """Forget what earlier processes told the callouts and this one did not repeat: files that
-        nobody holds open any more, whose numbers may become another's."""
-        for name, size in _KEY_BYTES.items():
-            table = self._maps[name]
-            for key in table.keys(size):
-                if key not in self._keys[name]:
-                    table.delete(key)
-
     def _run(self, iterator: str, over: str) -> None:
         for _ in self._object.run_iterator(iterator, self._maps[over].fd):
             pass
 
     def pause(self, paused: bool) -> None:
         """While nobody reads the rings: payload is counted as lost, and not kept."""
-        self._set(paused=int(paused))
+        self.settings.set(paused=int(paused))
 
     @property
     def unseen_bytes(self) -> int:
         """Payload for which there was no room, or nobody, since the last `told`."""
-        return self.counters()["lost_bytes"] - self._get("missed")
+        return self.counters()["lost_bytes"] - self.settings.get("missed")
 
     def told(self) -> None:
         """What was lost until now is known of."""
-        self._set(missed=self.counters()["lost_bytes"])
+        self.settings.set(missed=self.counters()["lost_bytes"])
 
     def set_policy(self, policy: Policy, head: int = 0) -> None:
         """How much of flows yet to be made is copied."""
-        self._set(mode=int(policy), head=head)
+        self.settings.set(mode=int(policy), head=head)
 
     def set_flow_policy(self, flow_id: int, policy: Policy, head: int = 0) -> None:
         """How much of one flow is copied, from its next segment on."""
         self._maps["policies"].update(_u64.pack(flow_id), struct.pack("<II", int(policy), head))
-        self._set(policy_epoch=(self._get("policy_epoch") + 1) & 0xFFFFFFFF)
+        self.settings.set(policy_epoch=(self.settings.get("policy_epoch") + 1) & 0xFFFFFFFF)
 
     # --- attaching -------------------------------------------------------------------------------
 
@@ -311,7 +175,7 @@ class Callouts:
         make_room: called now and then to read the control ring, which has not room for all the
             processes of a machine.
         """
-        self._set(new_only=int(new_only))
+        self.settings.set(new_only=int(new_only))
         for name in PROCESS_HOOKS:
             self._attach(name)
         self.seed(_ALL, make_room=make_room)
@@ -319,11 +183,11 @@ class Callouts:
         for name in CGROUP_HOOKS:
             self._attach(name)
         if self._pins is not None:
-            self._set(build=_build(self.variant))
+            self.settings.set(build=build(self.variant))
 
     def seed(self, filters: int, *, make_room: Callable[[], None] | None = None) -> None:
         """Judge the programs that run already for these filters (a mask)."""
-        self._set(seeding=filters)
+        self.settings.set(seeding=filters)
         self._tell("seed_processes", make_room)
 
     def adopt(self, *, make_room: Callable[[], None] | None = None) -> None:
@@ -347,7 +211,7 @@ class Callouts:
         try:
             if self._pins is None or name not in self._pins.links:
                 self._attach_new(name)
-            elif self._get("build") != _build(self.variant):
+            elif self.settings.get("build") != build(self.variant):
                 self._replace(name)
         except OSError as error:
             raise _attach_error(name, error) from error
@@ -416,49 +280,10 @@ class Callouts:
         """Detaches; what is pinned goes on without this process."""
         self._object.detach()
         self._attached.clear()
-        del self._settings
-        self._settings_memory.close()
+        self.settings.close()
         self._object.close()
-        for fd in self._held.values():
-            os.close(fd)
-        self._held.clear()
+        self.filters.close()
         self.cgroups.close()
-
-
-def load(
-    variants: list[str],
-    sizes: dict[str, int],
-    optional: bool = True,
-    reuse: dict[str, int] | None = None,
-) -> tuple[Object, str, tuple[str, ...]]:
-    """The first variant that the kernel takes, with the optional hooks if it takes them too: the
-    loaded object, the variant, and the hooks left out. Raises CalloutError for none.
-
-    reuse: maps that exist already, by name."""
-    said = ""
-    for variant in variants:
-        for skipped in ((), OPTIONAL_HOOKS) if optional else (OPTIONAL_HOOKS,):
-            log = Log()
-            try:
-                path = str(FOLDER / VARIANTS[variant])
-                if not os.path.exists(path):
-                    raise KernelUnsupported(
-                        "the callout object", f"{path} is not there", "build the package again"
-                    )
-                return Object(path, skip=skipped, sizes=sizes, reuse=reuse), variant, skipped
-            except OSError as error:
-                reason, said = error, log.text
-            finally:
-                log.close()
-    if reason.errno in (errno.EPERM, errno.EACCES) and not _effective(_CAP_SYS_ADMIN):
-        raise PermissionMissing(
-            "the kernel refuses the callouts: a capability is missing", "run with sudo"
-        ) from reason
-    raise CalloutError(
-        f"the kernel refuses the callouts: {os.strerror(reason.errno or 0)}",
-        "see: streamtap doctor",
-        said,
-    ) from reason
 
 
 def _attach_error(name: str, error: OSError) -> CalloutError:
@@ -468,35 +293,6 @@ def _attach_error(name: str, error: OSError) -> CalloutError:
             "bpftool cgroup tree shows which",
         )
     return CalloutError(f"cannot attach {name}: {os.strerror(error.errno or 0)}")
-
-
-def missing_capabilities() -> list[str]:
-    """Names of the capabilities that loading and attaching need and this process lacks. Those
-    held in a user namespace do not count for the kernel's own objects."""
-    if not in_host_user_namespace():
-        return list(CAPABILITIES.values())
-    if _effective(_CAP_SYS_ADMIN):
-        return []
-    return [name for number, name in CAPABILITIES.items() if not _effective(number)]
-
-
-def require_rights() -> None:
-    """Raises PermissionMissing naming what is missing."""
-    if missing := missing_capabilities():
-        where = "" if in_host_user_namespace() else " outside of this user namespace"
-        raise PermissionMissing(
-            "watching other programs needs administrator rights: "
-            f"{', '.join(missing)} missing{where}",
-            "run with sudo" if not where else "run on the host with sudo",
-        )
-
-
-def _effective(capability: int) -> bool:
-    with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith("CapEff:"):
-                return bool(int(line.split()[1], 16) >> capability & 1)
-    return False
 
 
 def add_up(counters: bytes) -> dict[str, int]:
@@ -511,20 +307,6 @@ def possible_cpus() -> int:
     return os.cpu_count() or 1
 
 
-@cache
-def _build(variant: str) -> int:
-    """Tells one build of the callouts from another."""
-    return _u64.unpack(sha256((FOLDER / VARIANTS[variant]).read_bytes()).digest()[:8])[0] or 1
-
-
 def _close(fds: dict[str, int]) -> None:
     while fds:
         os.close(fds.popitem()[1])
-
-
-def _app_key(key: FileKey) -> bytes:
-    return struct.pack("<QII", key.inode, key.device, 0)
-
-
-def _comm(name: str) -> bytes:
-    return os.fsencode(name)[: layout.COMM_LENGTH - 1].ljust(layout.COMM_LENGTH, b"\0")

@@ -20,14 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtap.capture import layout
-from streamtap.capture.callouts import (
+from streamtap.capture.callouts import add_up, possible_cpus
+from streamtap.capture.compiled import (
     CGROUP_HOOKS,
     FOLDER,
     OPTIONAL_HOOKS,
     PROCESS_HOOKS,
     VARIANTS,
-    add_up,
-    possible_cpus,
 )
 from streamtap.capture.layout import FlowFlag
 from streamtap.capture.libbpf import LINK_ID, MAP_ID, PROGRAM_ID, Log, Map, Object, check, library

@@ -54,7 +54,7 @@ def doctor(arguments: Arguments) -> int:
 
 def examine() -> Iterator[Check]:
     """All checks, the cheap ones first."""
-    from streamtap.capture.callouts import missing_capabilities
+    from streamtap.capture.rights import missing_capabilities
 
     yield kernel_check(platform.release())
     machine = platform.machine()
@@ -161,7 +161,7 @@ def _lockdown() -> Iterator[Check]:
 
 def _trials() -> Iterator[Check]:
     """Loads each variant of the callouts; nothing is attached."""
-    from streamtap.capture.callouts import VARIANTS, load
+    from streamtap.capture.compiled import VARIANTS, load
     from streamtap.errors import CalloutError, StreamtapError
 
     good: dict[str, tuple[str, ...]] = {}

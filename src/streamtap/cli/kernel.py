@@ -39,8 +39,8 @@ class Holder(NamedTuple):
 
 def attached_now() -> list[Holder]:
     """Of all processes, and what is pinned. Raises PermissionMissing."""
-    from streamtap.capture.callouts import require_rights
     from streamtap.capture.inspect import Lister, attached
+    from streamtap.capture.rights import require_rights
 
     require_rights()
     found = attached()
@@ -125,8 +125,8 @@ def _rows() -> "Sequence[LiveFlow] | None":
     if (client := running()) is not None:
         with client:
             return client.flows()
-    from streamtap.capture.callouts import require_rights
     from streamtap.capture.inspect import Lister, attached
+    from streamtap.capture.rights import require_rights
 
     require_rights()
     found = attached()

@@ -16,8 +16,8 @@ from streamtap.service.confine import give_up, single_threaded
 
 with single_threaded():  # NumPy, that is: rights belong to a thread
     from streamtap.api import Run, content_level, ring_bytes
-    from streamtap.capture.callouts import require_rights
     from streamtap.capture.identity import Cgroups
+    from streamtap.capture.rights import require_rights
     from streamtap.cli.ending import exit_code, summary
     from streamtap.cli.options import scopes_given, takes_stdout, wanted_flows
     from streamtap.cli.outputs import Outputs

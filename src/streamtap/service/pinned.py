@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from streamtap.capture.callouts import Callouts, require_rights
+from streamtap.capture.callouts import Callouts
 from streamtap.capture.libbpf import library
 from streamtap.capture.pins import Pins
+from streamtap.capture.rights import require_rights
 from streamtap.driver import Driver
 from streamtap.errors import Busy
 from streamtap.service.lock import Lock
@@ -59,7 +60,7 @@ class Pinned:
             self._fill(driver)
             callouts.attach()
             callouts.adopt()
-            callouts.prune()
+            callouts.filters.prune()
         except BaseException:
             callouts.close()
             if not self.adopted:
