@@ -13,6 +13,7 @@ import pytest
 from helpers.commands import STREAMTAP
 from helpers.live import Puppet, eventually, join, leave, say, whole
 from helpers.places import environment_of, place
+from streamtap.capture.identity import Cgroups
 from streamtap.capture.live import LiveSource
 from streamtap.capture.pins import Pins
 from streamtap.errors import AlreadyExists, Busy, NotFound, StreamtapError
@@ -367,3 +368,33 @@ def test_several_terminals_at_once_take_turns(paths: Paths) -> None:
     ended = [one.communicate(timeout=60)[1] for one in started]
     assert [one.returncode for one in started] == [0] * 5, ended
     assert len({one.bit for one in load(paths.filters, Filters).filters}) == 5
+
+
+def test_a_cgroup_that_is_made_again_and_again_stays_in_its_filter(
+    paths: Paths, puppet: Callable[..., Puppet]
+) -> None:
+    """As that of a unit is with each start: more often than the callouts' table has room for."""
+    groups = Cgroups()
+    made = Path(groups.root) / f"streamtap-test-{os.getpid()}"
+    made.mkdir()
+    try:
+        with Registry(paths) as registry:
+            registry.add([NewFilter(kind="cgroup", given=made.name, name="unit")])
+            for _ in range(300):
+                made.rmdir()
+                made.mkdir()
+                registry.refresh()
+            speaker, server = puppet(), puppet()
+            (made / "cgroup.procs").write_text(str(speaker.pid))
+            reader = Reader(registry)
+            join(speaker, server)
+            say(speaker, server, b"hello")
+            leave(speaker, server)
+            (closed,) = reader.until_closed()
+            whole(closed, sent=5, received=0)
+            reader.close()
+    finally:
+        for pid in (made / "cgroup.procs").read_text().split():
+            (made.parent / "cgroup.procs").write_text(pid)
+        made.rmdir()
+        groups.close()

@@ -41,6 +41,7 @@ class FilterTables:
         self._cgroups = cgroups
         self._held: OrderedDict[FileKey, int] = OrderedDict()
         self._keys: dict[str, set[bytes]] = {name: set() for name in KEY_BYTES}
+        self._cgroup_of: dict[int, int] = {}
 
     def _add_bit(self, map_name: str, key: bytes, bit: int) -> None:
         table = self._maps[map_name]
@@ -48,6 +49,18 @@ class FilterTables:
         mask = (_u64.unpack(before)[0] if before else 0) | 1 << bit
         table.update(key, _u64.pack(mask))
         self._keys[map_name].add(key)
+
+    def _take(self, map_name: str, key: bytes, filters: int) -> int:
+        """Takes filters (a mask) out of an entry, which goes with the last one; those left."""
+        table = self._maps[map_name]
+        value = table.lookup(key, 8)
+        left: int = _u64.unpack(value)[0] & ~filters if value else 0
+        if left:
+            table.update(key, _u64.pack(left))
+        else:
+            table.delete(key)
+            self._keys[map_name].discard(key)
+        return left
 
     def add_program(self, bit: int, path: str) -> None:
         """The executable at `path` is in the filter. Its inode is held, so that its number keeps
@@ -59,7 +72,7 @@ class FilterTables:
             self._held[key] = fd
         if len(self._held) > HELD_FILES:
             oldest, fd = self._held.popitem(last=False)
-            self._maps["apps"].delete(_app_key(oldest))
+            self._take("apps", _app_key(oldest), _ALL)
             os.close(fd)
         self._add_bit("apps", _app_key(key), bit)
 
@@ -80,9 +93,19 @@ class FilterTables:
         self._settings.set(use=self._settings.get("use") | layout.ScopeUse.UID)
 
     def add_cgroup(self, bit: int, path: str) -> None:
-        """`path` below the cgroup root, and all cgroups below it."""
-        self._add_bit("cgroups", _u64.pack(self._cgroups.id_of(path)), bit)
+        """`path` below the cgroup root, and all cgroups below it; in place of the one that the
+        filter had, which was there before this one was made."""
+        cgroup_id = self._cgroups.id_of(path)
+        before = self._cgroup_of.get(bit)
+        if before is not None and before != cgroup_id:
+            self._take("cgroups", _u64.pack(before), 1 << bit)
+        self._add_bit("cgroups", _u64.pack(cgroup_id), bit)
+        self._cgroup_of[bit] = cgroup_id
         self._settings.set(use=self._settings.get("use") | layout.ScopeUse.CGROUP)
+
+    def cgroup_of(self, bit: int) -> int:
+        """The id of the cgroup that the filter has; 0 where it was not there yet."""
+        return self._cgroup_of.get(bit, 0)
 
     def ask(self, bit: int) -> None:
         """Every program that is started is a candidate."""
@@ -115,19 +138,11 @@ class FilterTables:
     def forget(self, filters: int) -> None:
         """These filters (a mask) exist no more."""
         for name, size in KEY_BYTES.items():
-            table = self._maps[name]
-            left = False
-            for key in table.keys(size):
-                value = table.lookup(key, 8)
-                mask = _u64.unpack(value)[0] & ~filters if value else 0
-                left |= bool(mask)
-                if mask:
-                    table.update(key, _u64.pack(mask))
-                else:
-                    table.delete(key)
-                    self._keys[name].discard(key)
-            if name in _USES and not left:
+            left = [self._take(name, key, filters) for key in self._maps[name].keys(size)]
+            if name in _USES and not any(left):
                 self._settings.set(use=self._settings.get("use") & ~_USES[name])
+        for bit in [bit for bit in self._cgroup_of if filters >> bit & 1]:
+            del self._cgroup_of[bit]
         kept = ~filters & _ALL
         self._settings.set(
             ask=self._settings.get("ask") & kept,

@@ -49,7 +49,6 @@ class Registry:
             raise
         self._pinned = Pinned(paths, self._fill)
         self._temporary: dict[str, Filter] = {}
-        self._cgroups: dict[int, int] = {}
         self.make_room: Callable[[], None] | None = None
 
     # --- the callouts ----------------------------------------------------------------------------
@@ -81,11 +80,8 @@ class Registry:
 
     def _install(self, driver: Driver, one: Filter) -> None:
         scope = one.scope
-        if scope.kind == "pid":
-            if _process(scope.value) != one.process:
-                return  # its number is another's now
-        elif scope.kind in ("cgroup", "unit"):
-            self._cgroups[one.bit] = _cgroup_id(driver, scope)
+        if scope.kind == "pid" and _process(scope.value) != one.process:
+            return  # its number is another's now
         driver.install(one.bit, scope)
 
     def refresh(self) -> None:
@@ -102,8 +98,7 @@ class Registry:
                     root = driver.callouts.cgroups.root
                     scope = resolve("unit", scope.given, name=scope.name, cgroup_root=root)
                     found = _cgroup_id(driver, scope)
-            if found and found != self._cgroups.get(one.bit):
-                self._cgroups[one.bit] = found
+            if found and found != driver.callouts.filters.cgroup_of(one.bit):
                 driver.install(one.bit, scope)
                 driver.callouts.adopt()
 
@@ -211,7 +206,6 @@ class Registry:
             self._save(kept)
         for one in gone:
             self._temporary.pop(one.name, None)
-            self._cgroups.pop(one.bit, None)
             driver.remove(one.bit)
         return gone
 
