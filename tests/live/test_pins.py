@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,6 +38,18 @@ registry = Registry(Paths.of_environment())
 registry.add([NewFilter(kind="exe", given=sys.argv[1], name=name) for name in sys.argv[2:]])
 print("added", flush=True)
 os.kill(os.getpid(), 9)
+"""
+CUT = """
+import os, sys
+from streamtap.capture.{module} import {owner}
+before, left = {owner}.{method}, [int(sys.argv[2])]
+def cut(*arguments, **values):
+    if not left[0]:
+        os.kill(os.getpid(), 9)
+    left[0] -= 1
+    return before(*arguments, **values)
+{owner}.{method} = cut
+sys.argv[2:] = ["chat"]
 """
 SWITCH = """
 from streamtap.service.paths import Paths
@@ -352,6 +365,30 @@ def test_killed_at_any_moment_the_state_is_whole_and_the_next_adopts_it(
             assert callouts.settings.get("known") == stored.known
             assert set(Pins(paths.pins).links) == set(callouts.hooks)
             registry.delete([one.name for one in registry.filters()])
+
+
+@pytest.mark.parametrize(
+    ("where", "times"),
+    [(("pins", "Pins", "pin_map"), 0), (("pins", "Pins", "pin_map"), 9)]
+    + [(("settings", "Settings", "set"), times) for times in range(3)]
+    + [(("pins", "Pins", "pin_link"), 2)],
+)
+def test_callouts_whose_making_was_cut_short_are_made_by_the_next(
+    paths: Paths, program: Path, puppet: Callable[..., Puppet], where: tuple[str, ...], times: int
+) -> None:
+    module, owner, method = where
+    cut = CUT.format(module=module, owner=owner, method=method)
+    assert run(paths, cut + ADD, str(program), str(times)).returncode == -signal.SIGKILL
+    with Registry(paths) as registry:
+        registry.add([exe(program, "chat")])
+        reader = Reader(registry)
+        speaker, server = puppet(program), puppet()
+        join(speaker, server)
+        say(speaker, server, b"hello")
+        leave(speaker, server)
+        (closed,) = reader.until_closed()
+        whole(closed, sent=5, received=0)
+        reader.close()
 
 
 def test_several_terminals_at_once_take_turns(paths: Paths) -> None:

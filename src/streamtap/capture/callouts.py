@@ -98,10 +98,6 @@ class Callouts:
             _close(reuse)
         self.adopted = bool(found)
         self._maps = {name: self._object.map(name) for name in MAPS}
-        if pins is not None:
-            for name in MAPS:
-                if name not in found:
-                    pins.pin_map(name, self._maps[name].fd)
         self.ring_bytes = ring_bytes
         self.settings = Settings(self._maps["settings"].fd)
         self.filters = FilterTables(self._maps, self.settings, self.cgroups)
@@ -113,6 +109,11 @@ class Callouts:
             wake_bytes=min(WAKE_BYTES, self.ring_bytes // 4),
             abi=layout.ABI,
         )
+        # Now: who finds all of them goes by the settings, however soon this process ends.
+        if pins is not None:
+            for name in MAPS:
+                if name not in found:
+                    pins.pin_map(name, self._maps[name].fd)
 
     # --- filters ---------------------------------------------------------------------------------
 
