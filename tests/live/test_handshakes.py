@@ -3,13 +3,15 @@
 import socket
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from helpers.live import PROGRAMS, Puppet, Watcher, by_pid, join, leave, say, whole
 from streamtap.capture.layout import FlowFlag
+from streamtap.capture.openflow import flow_of
 from streamtap.events import FlowClosed, FlowOpened
-from streamtap.model import Content
+from streamtap.model import Content, Flow
 from streamtap.patterns.model import Data
 
 pytestmark = pytest.mark.root
@@ -92,7 +94,11 @@ def test_tcp_fast_open_is_whole_at_both_ends(
 
 @pytest.mark.parametrize("plain_client", [False, True], ids=["both ends", "server only"])
 def test_a_connection_over_mptcp_is_seen_as_its_subflow(
-    plain_client: bool, client: Puppet, server: Puppet, watching: Watching
+    plain_client: bool,
+    client: Puppet,
+    server: Puppet,
+    watching: Watching,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP).close()
@@ -100,10 +106,12 @@ def test_a_connection_over_mptcp_is_seen_as_its_subflow(
         pytest.skip(f"no MPTCP: {error}")
     watch = watching(*by_pid(client, server), both_ends=True, content=Content.FULL)
     flags: list[int] = []
-    source_flow = watch.watch.source._flow
-    watch.watch.source._flow = (  # type: ignore[method-assign]
-        lambda record, *more: flags.append(record["flags"]) or source_flow(record, *more)  # type: ignore[func-returns-value]
-    )
+
+    def note(record: dict[str, Any], *rest: Any, **options: Any) -> Flow:
+        flags.append(record["flags"])
+        return flow_of(record, *rest, **options)
+
+    monkeypatch.setattr("streamtap.capture.live.flow_of", note)
     address = server.do("(listener := listen(protocol=IPPROTO_MPTCP)).getsockname()")
     client.do(
         "s = connect(address, protocol=protocol)",

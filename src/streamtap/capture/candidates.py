@@ -6,7 +6,8 @@ from collections import OrderedDict
 from typing import Any
 
 from streamtap.capture.kernel import Candidate, Kernel
-from streamtap.capture.layout import ProcessFlag, RecordKind
+from streamtap.capture.layout import COMM_LENGTH, ProcessFlag, RecordKind
+from streamtap.model import App
 
 REMEMBERED = 16_384  # processes
 
@@ -59,6 +60,20 @@ class Candidates:
             if path:
                 remember(self._paths, record["process_id"], path, REMEMBERED)
         return path
+
+    def app_of(
+        self, record: dict[str, Any], in_filter: str, path: str = "", cgroup: str = ""
+    ) -> App:
+        """The application of an OPENED record. path, cgroup: what is known already, from when the
+        process and its cgroup were there."""
+        return App(
+            path or self.path_of(record),
+            record["pid"],
+            record["comm"][:COMM_LENGTH].split(b"\0")[0].decode("utf-8", "backslashreplace"),
+            record["uid"],
+            cgroup or self._kernel.cgroup_path(record["cgroup_id"]),
+            in_filter,
+        )
 
     def _decide(self, candidate: Candidate) -> int:
         verdict = self._kernel.decide(candidate)

@@ -6,53 +6,33 @@ the data that lies before the second.
 """
 
 import select
-import socket
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from msgspec.structs import replace
+from numpy.typing import NDArray
 
-from streamtap.capture.candidates import Candidates, remember
+from streamtap.capture.candidates import Candidates
 from streamtap.capture.columns import headers_at, join
+from streamtap.capture.foreign import Foreign
 from streamtap.capture.kernel import Kernel
 from streamtap.capture.layout import (
     CLOSED_RECORD,
-    COMM_LENGTH,
     KIND_AT,
     OPENED_RECORD,
     ORPHAN_TUPLE,
     PROCESS_RECORD,
     SEGMENT_RECORD,
-    FlowFlag,
     RecordKind,
     Row,
 )
 from streamtap.capture.lives import Closing, Lives, Opening, Scoping
+from streamtap.capture.openflow import OpenFlow, OpenFlows, flow_of
 from streamtap.capture.orphans import Ends, Orphans
-from streamtap.capture.resume import (
-    Before,
-    Ledger,
-    NoLedger,
-    Remembered,
-    find_flows,
-    listed,
-)
-from streamtap.capture.totals import kernel_totals
-from streamtap.model import (
-    App,
-    Closed,
-    Direction,
-    Endpoint,
-    Flow,
-    Opened,
-    Role,
-    Scoped,
-    Segment,
-)
+from streamtap.capture.resume import Before, Ledger, NoLedger, Remembered, find_flows, listed
+from streamtap.model import Closed, Direction, Opened, Role, Scoped, Segment
 
 Item = Opened | Segment | Closed | Scoped
 
@@ -60,24 +40,12 @@ SPAN_BYTES = 2 << 20  # read at a time: the space goes back to the kernel this o
 ACTIVE_S = 0.015  # longer than the callouts' pause between wake-ups: a late record is not missed
 LINGER_BYTES = 64 << 10  # fewer that came meanwhile wait for the next wake-up, or ACTIVE_S
 IDLE_S = 0.5
-FOREIGN = 4096  # flows found to be out of scope, which the ring may hold segments of
 AT_ONCE = 1024  # items that were made before the rings were read
 CLOCK_S = 1.0  # how often the offset between the kernel's clock and Unix time is read again
 
 _segment_row, _orphan_row = Row(SEGMENT_RECORD), Row(ORPHAN_TUPLE)
 _opened_row, _closed_row = Row(OPENED_RECORD), Row(CLOSED_RECORD)
 _process_row = Row(PROCESS_RECORD)
-_MAPPED = b"\0" * 10 + b"\xff\xff"
-
-
-class _Known(NamedTuple):
-    """What the source keeps of an open flow; time_ns: by the kernel's clock, when it opened."""
-
-    sent: Direction
-    passed: tuple[int, int]
-    ends: Ends
-    filters: int
-    time_ns: int
 
 
 class LiveSource:
@@ -101,12 +69,8 @@ class LiveSource:
             # Edge: a ring that still holds records must not turn the wait into a busy loop.
             self._epoll.register(ring.fd, select.EPOLLIN | select.EPOLLET)
         self._candidates = Candidates(kernel)
-        # Flow -> up to where the ring may hold segments of it: the callouts drop what comes later.
-        self._foreign: OrderedDict[int, int] = OrderedDict()
-        self._passed = 0  # position in the data ring when the clock was last read
-        self._known: dict[int, _Known] = {}
-        self._sent: dict[int, Direction] = {}
-        self._passive: dict[Ends, int] = {}
+        self._foreign = Foreign()
+        self._flows = OpenFlows()
         self._orphans = Orphans()
         self._lives = Lives()
         self._enabled = -1  # every filter
@@ -158,7 +122,7 @@ class LiveSource:
         self._read_control(items)
         if due:
             self._make_up(items)
-            self._forget_foreign()
+            self._foreign.forget(data.position)
         self._read_segments(before_control, items)
         if self._lives:
             self._live_on(items)
@@ -219,7 +183,7 @@ class LiveSource:
         if lost == self._control_lost:
             return
         self._control_lost = lost
-        known_before = set(self._known)
+        known_before = {flow.flow_id for flow in self._flows}
         open_now = set()
         for row in self._kernel.list_flows():
             record = listed(row, self._enabled)
@@ -231,18 +195,11 @@ class LiveSource:
             if self._lives.last(flow_id) is None:
                 self._end({"flow_id": flow_id, "time_ns": time.monotonic_ns()})
 
-    def _forget_foreign(self) -> None:
-        """Once all that the ring held of them has long been passed."""
-        for flow_id, until in list(self._foreign.items()):
-            if until <= self._passed:
-                del self._foreign[flow_id]
-        self._passed = self._data.position
-
     def _end(self, record: dict[str, Any]) -> None:
         """A flow has ended, once all that the ring holds now has been read."""
         flow_id = record["flow_id"]
         if self._lives.last(flow_id) is None:
-            known = self._known.get(flow_id)
+            known = self._flows.get(flow_id)
             if known is None and flow_id not in self._foreign:
                 return  # its data, if there was any, was passed over
             if known is not None and record["time_ns"] < known.time_ns:
@@ -274,77 +231,46 @@ class LiveSource:
         flow_id, filters = record["flow_id"], record["filters"]
         if record["candidates"]:
             filters |= self._candidates.verdict_of(record)
-        known = self._known.get(flow_id)
+        known = self._flows.get(flow_id)
         if known is not None:  # taken into one filter more; or made up before its record was read
             if self._lives.scopes(flow_id):
                 self._lives.add(self._data.produced, Scoping(flow_id, add=filters))
             else:
-                self._scope(flow_id, known, known.filters | filters, items)
+                self._scope(known, known.filters | filters, items)
             return
         if not filters:
-            remember(self._foreign, flow_id, self._data.produced, FOREIGN)
+            self._foreign.add(flow_id, self._data.produced)
             return
-        self._foreign.pop(flow_id, None)
-        flags = record["flags"]
-        role = Role.CLIENT if flags & FlowFlag.ACTIVE else Role.SERVER
-        flow = self._flow(record, filters, role, before)
-        if before is not None:
-            flow = replace(flow, midstream=True, opened_ns=before.since_ns + self._clock_ns)
-        sent = flow.sent
+        self._foreign.discard(flow_id)
+        midstream = before is not None
+        if before is None:
+            before = Before(record["passed"], record["time_ns"])
+        app = self._candidates.app_of(record, self._name_of(filters), before.path, before.cgroup)
+        flow = flow_of(record, app, filters, before.since_ns + self._clock_ns, midstream=midstream)
+        sent, passed, offsets = flow.sent, record["passed"], before.starts
+        sequence = tuple(
+            (first + start - base) & 0xFFFFFFFF
+            for first, start, base in zip(record["sequence"], offsets, passed, strict=True)
+        )
         local, remote = (0, 1) if sent is Direction.TO_SERVER else (1, 0)
-        sequence, passed = record["sequence"], record["passed"]
-        offsets = passed
-        if before is not None:
-            offsets = before.starts
-            sequence = tuple(
-                (first + start - base) & 0xFFFFFFFF
-                for first, start, base in zip(sequence, offsets, passed, strict=True)
-            )
         self._ledger.opened(record, flow)
         items.append(
             Opened(flow, (sequence[local], sequence[remote]), (offsets[local], offsets[remote]))
         )
         ends = Ends.of(record)
-        self._known[flow_id] = _Known(sent, passed, ends, filters, record["time_ns"])
-        self._sent[flow_id] = sent
-        if role is Role.SERVER:
-            self._passive[ends] = flow_id
+        self._flows.put(OpenFlow(flow_id, sent, passed, ends, filters, record["time_ns"]))
+        if flow.role is Role.SERVER:
             items += self._orphans.claim(ends, flow_id)
 
-    def _scope(self, flow_id: int, known: _Known, filters: int, items: list[Item]) -> None:
+    def _scope(self, flow: OpenFlow, filters: int, items: list[Item]) -> None:
         """A flow is in these filters from now on."""
-        if filters != known.filters:
-            self._known[flow_id] = known._replace(filters=filters)
-            self._ledger.scoped(flow_id, filters)
-            items.append(Scoped(flow_id, time.time_ns(), filters, self._name_of(filters)))
+        if filters != flow.filters:
+            self._flows.put(flow._replace(filters=filters))
+            self._ledger.scoped(flow.flow_id, filters)
+            items.append(Scoped(flow.flow_id, time.time_ns(), filters, self._name_of(filters)))
 
     def _name_of(self, filters: int) -> str:
         return self._names.get((filters & -filters).bit_length() - 1, "")
-
-    def _flow(
-        self, record: dict[str, Any], filters: int, role: Role, before: Before | None
-    ) -> Flow:
-        # The one before was there when the process and its cgroup were.
-        path, cgroup = (before.path, before.cgroup) if before is not None else ("", "")
-        app = App(
-            path or self._candidates.path_of(record),
-            record["pid"],
-            record["comm"][:COMM_LENGTH].split(b"\0")[0].decode("utf-8", "backslashreplace"),
-            record["uid"],
-            cgroup or self._kernel.cgroup_path(record["cgroup_id"]),
-            self._name_of(filters),
-        )
-        return Flow(
-            record["flow_id"],
-            app,
-            Endpoint(_address(record["local"], record["family"]), record["local_port"]),
-            Endpoint(_address(record["remote"], record["family"]), record["remote_port"]),
-            role,
-            record["time_ns"] + self._clock_ns,
-            bool(record["flags"] & FlowFlag.MIDSTREAM),
-            record["space"],
-            filters,
-        )
 
     def _live_on(self, items: list[Item]) -> None:
         """The steps in the lives of flows that waited for what has been read by now."""
@@ -353,48 +279,37 @@ class LiveSource:
             if isinstance(step, Closing):
                 self._close(step.record, items)
             elif isinstance(step, Scoping):
-                known = self._known.get(flow_id)
-                if known is not None:
-                    self._scope(flow_id, known, known.filters & step.keep | step.add, items)
+                flow = self._flows.get(flow_id)
+                if flow is not None:
+                    self._scope(flow, flow.filters & step.keep | step.add, items)
             else:
                 self._begin(step.record, items)
                 held = self._lives.begin(flow_id)
-                if held is not None and flow_id in self._known:
+                if held is not None and flow_id in self._flows:
                     records, payloads, data = held
-                    items += join(records, payloads, memoryview(data), self._sent, self._clock_ns)
+                    items += self._join(records, payloads, memoryview(data))
 
     def _close(self, record: dict[str, Any], items: list[Item]) -> None:
         flow_id = record["flow_id"]
-        known = self._known.pop(flow_id, None)
-        self._sent.pop(flow_id, None)
-        if known is None:
-            self._foreign.pop(flow_id, None)
+        flow = self._flows.take(flow_id)
+        if flow is None:
+            self._foreign.discard(flow_id)
             return
         self._ledger.closed(flow_id)
-        if self._passive.get(known.ends) == flow_id:
-            del self._passive[known.ends]
+        self._orphans.closed(flow.ends, flow_id)
         time_ns = record["time_ns"] + self._clock_ns
         if "range_length" in record:
-            items += _ranges(flow_id, known, record, time_ns)
-        if "flags" not in record:  # nobody told how it ended, or where the callouts let it go
-            reason = "end"
-            if record.get("removed"):
-                reason = "removed"
-                # Until that was heard of there may have come more.
-                remember(self._foreign, flow_id, self._data.produced, FOREIGN)
-            items.append(Closed(flow_id, time_ns, reason))
+            items += flow.ranges(record, time_ns)
+        if "flags" in record:
+            items.append(flow.closed(record, time_ns))
             return
-        flags = record["flags"]
-        finished = flags & FlowFlag.FIN_SENT and flags & FlowFlag.FIN_RECEIVED
-        items.append(
-            Closed(
-                flow_id,
-                time_ns,
-                "fin" if finished else "rst",
-                _by_direction(known, kernel_totals(record, known.passed)),
-                _by_direction(known, record["lost_segments"]),
-            )
-        )
+        # Nobody told how it ended, or where the callouts let it go.
+        reason = "end"
+        if record.get("removed"):
+            reason = "removed"
+            # Until that was heard of there may have come more.
+            self._foreign.add(flow_id, self._data.produced)
+        items.append(Closed(flow_id, time_ns, reason))
 
     # --- the data ring ---------------------------------------------------------------------------
 
@@ -415,10 +330,15 @@ class LiveSource:
             mine = self._lives.hold(records, payloads, ring.data)
             records, payloads = records[mine], payloads[mine]
         if self._foreign:
-            mine = ~np.isin(records["flow_id"], list(self._foreign))
+            mine = self._foreign.others(records["flow_id"])
             records, payloads = records[mine], payloads[mine]
         if len(records):
-            items += join(records, payloads, ring.data, self._sent, self._clock_ns)
+            items += self._join(records, payloads, ring.data)
+
+    def _join(
+        self, records: NDArray[Any], payloads: NDArray[np.int64], data: memoryview
+    ) -> list[Segment]:
+        return join(records, payloads, data, self._flows.sent, self._clock_ns)
 
     def _take_orphan(self, record: memoryview, items: list[Item]) -> None:
         """Payload that came while there was only the listener: it belongs to the connection with
@@ -426,19 +346,15 @@ class LiveSource:
         header = _segment_row.read(record)
         at = SEGMENT_RECORD.itemsize
         ends = Ends.of(_orphan_row.read(record, at))
-        flow_id = self._passive.get(ends)
         segment = Segment(
-            flow_id or 0,
+            0,
             Direction.TO_SERVER,
             header["sequence"],
             bytes(record[at + ORPHAN_TUPLE.itemsize :]),
             header["time_ns"] + self._clock_ns,
             acknowledged=header["acknowledgment"],
         )
-        if flow_id is None:
-            self._orphans.add(ends, segment)
-        else:
-            items.append(segment)
+        items += self._orphans.add(ends, segment)
 
     # --- other filters, another reader -----------------------------------------------------------
 
@@ -448,12 +364,13 @@ class LiveSource:
         self._read_control(self._early)  # what was opened under those that have gone
         self._enabled = enabled
         self._lives.narrow(enabled)
-        leaving = [item for item in self._known.items() if item[1].filters & ~enabled]
+        leaving = [flow for flow in self._flows if flow.filters & ~enabled]
         if not leaving:
             return
         standing = self.standing()
-        for flow_id, known in leaving:
-            if known.filters & enabled:
+        for flow in leaving:
+            flow_id = flow.flow_id
+            if flow.filters & enabled:
                 self._lives.add(self._data.produced, Scoping(flow_id, keep=enabled))
             elif self._lives.last(flow_id) is None:
                 row = standing.get(flow_id, {})
@@ -499,46 +416,16 @@ class LiveSource:
         """Closings for the flows that are still open, with the kernel's totals; before each, what
         was counted of it and not told yet."""
         now_ns = time.time_ns()
-        for flow_id, known in self._known.items():
-            self._ledger.closed(flow_id)
-            row = standing.get(flow_id)
+        for flow in self._flows:
+            self._ledger.closed(flow.flow_id)
+            row = standing.get(flow.flow_id)
             if row is None:
-                yield Closed(flow_id, now_ns, "end")
+                yield Closed(flow.flow_id, now_ns, "end")
                 continue
-            yield from _ranges(flow_id, known, row, now_ns)
-            totals, lost = (_by_direction(known, row[name]) for name in ("totals", "lost_segments"))
-            yield Closed(flow_id, now_ns, "end", totals, lost)
+            yield from flow.ranges(row, now_ns)
+            yield flow.left(row, now_ns)
 
     def close(self) -> None:
         self._epoll.close()
         self._data.close()
         self._control.close()
-
-
-def _by_direction(known: _Known, sent_received: tuple[int, int]) -> tuple[int, int]:
-    sent, received = sent_received
-    return (sent, received) if known.sent is Direction.TO_SERVER else (received, sent)
-
-
-def _ranges(flow_id: int, known: _Known, record: dict[str, Any], time_ns: int) -> list[Segment]:
-    """The counted ranges that grow in the flow's context still."""
-    return [
-        Segment(
-            flow_id,
-            known.sent if side == 0 else known.sent.opposite,
-            record["range_sequence"][side],
-            b"",
-            time_ns,
-            counted=record["range_length"][side],
-            lost=record["lost_segments"][side],
-        )
-        for side in (0, 1)
-        if record["range_length"][side]
-    ]
-
-
-def _address(raw: bytes, family: int) -> str:
-    """As text; the mapped address of an IPv4 peer as IPv4, which is what went over the wire."""
-    if family == 6 and not raw.startswith(_MAPPED):
-        return socket.inet_ntop(socket.AF_INET6, raw)
-    return socket.inet_ntop(socket.AF_INET, raw[:4] if family == 4 else raw[-4:])

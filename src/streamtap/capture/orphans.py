@@ -14,7 +14,7 @@ ORPHANS_OF_ONE = 64  # of one connection: more than an initial window of segment
 # seconds later, but the peer has then sent the payload again.
 ORPHAN_NS = 5_000_000_000
 
-_MAPPED = b"\0" * 10 + b"\xff\xff"
+MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
 class Ends(NamedTuple):
@@ -33,7 +33,7 @@ class Ends(NamedTuple):
         """Those in an `orphan_tuple` or an `opened_record`."""
         local, remote = record["local"], record["remote"]
         if record["family"] == 4:
-            local, remote = _MAPPED + local[:4], _MAPPED + remote[:4]
+            local, remote = MAPPED + local[:4], MAPPED + remote[:4]
         return cls(record["space"], local, record["local_port"], remote, record["remote_port"])
 
 
@@ -46,12 +46,17 @@ class Orphans:
 
     def __init__(self) -> None:
         self.lost = 0
+        self._accepted: dict[Ends, int] = {}  # connections that are open, and their flows
         self._waiting: OrderedDict[Ends, list[Segment]] = OrderedDict()  # the oldest first
         self._count = 0
         self._bytes = 0
 
-    def add(self, ends: Ends, segment: Segment) -> None:
-        """Keeps a segment, whose data is bytes of its own, for `claim`."""
+    def add(self, ends: Ends, segment: Segment) -> list[Segment]:
+        """A segment, whose data is bytes of its own: that of its connection, if it is open; else it
+        is kept for `claim`."""
+        flow_id = self._accepted.get(ends)
+        if flow_id is not None:
+            return [replace(segment, flow_id=flow_id)]
         while self._waiting:
             first, waiting = next(iter(self._waiting.items()))
             if segment.time_ns - waiting[0].time_ns <= ORPHAN_NS:
@@ -59,18 +64,25 @@ class Orphans:
             self._take(first)  # it opened nothing: no connection misses it
         if len(self._waiting.get(ends, ())) >= ORPHANS_OF_ONE:
             self.lost += 1
-            return
+            return []
         self._waiting.setdefault(ends, []).append(segment)
         self._count += 1
         self._bytes += len(segment.data)
         while self._count > ORPHANS or self._bytes > ORPHAN_BYTES:
             self.lost += len(self._take(next(iter(self._waiting))))
+        return []
 
     def claim(self, ends: Ends, flow_id: int) -> list[Segment]:
-        """The payloads that came for a connection before it was open, in their order."""
+        """A connection is open: the payloads that came for it before, in their order."""
+        self._accepted[ends] = flow_id
         if ends not in self._waiting:
             return []
         return [replace(segment, flow_id=flow_id) for segment in self._take(ends)]
+
+    def closed(self, ends: Ends, flow_id: int) -> None:
+        """A flow has ended; another may have the same ends already."""
+        if self._accepted.get(ends) == flow_id:
+            del self._accepted[ends]
 
     def _take(self, ends: Ends) -> list[Segment]:
         taken = self._waiting.pop(ends)
