@@ -6,7 +6,6 @@ all rights before the first byte: no file, no socket but those it is given, no c
 may ask for goes over the link. It ends with the keeper, and on the keeper's order.
 """
 
-import contextlib
 import gc
 import logging
 import os
@@ -33,13 +32,13 @@ from streamtap.events import (
     StateChanged,
     Stopped,
 )
-from streamtap.model import Content
 from streamtap.patterns import clean
 from streamtap.pipeline import Pipeline, Terms
 from streamtap.pipeline.speech import OPAQUE
 from streamtap.protocols import by_name
 from streamtap.service import messages
-from streamtap.service.board import LOSSES, SLOTS, Board
+from streamtap.service.attached import LEAVE_S, AttachedSessions, level
+from streamtap.service.board import LOSSES, Board
 from streamtap.service.confine import (
     Confinement,
     become,
@@ -51,8 +50,7 @@ from streamtap.service.confine import (
 from streamtap.service.ledger import Ledger
 from streamtap.service.link import Given, LinkError, RemoteKernel
 from streamtap.service.syscalls import prctl
-from streamtap.trace.hub import EVERY, Hub
-from streamtap.trace.selection import parse
+from streamtap.trace.hub import Hub
 
 GARBAGE_AFTER = 20_000  # objects; records hold no cycles
 TICK_S = 0.01  # while bursts are open
@@ -60,7 +58,6 @@ TICK_AT_LEAST_NS = 1_000_000_000  # else: what waits for a flow that is never op
 TOTALS_S = 1.0  # between two looks at the callouts' counters
 LAST_DRAIN_S = 5.0  # for what is left at the end; traffic may go on
 CLOSED_AT_ONCE = 1024  # flows, at the end: more than that no session's queue has room for
-LEAVE_S = 0.2  # for a session that is detached to take what it was told
 LAST_FLUSH_S = 2.0  # for sessions to take what they were told
 _PR_SET_PDEATHSIG = 1
 _KEY_BYTES = 16
@@ -110,7 +107,7 @@ class Parser:
             set_policy=kernel.set_flow_policy,
             key=key,
         )
-        self._slots: dict[str, int] = {}
+        self._attached = AttachedSessions(self._hub, self._pipeline, board, kernel)
         self._last_order: messages.Finish | None = None
         self._turns = 0
         self._tick_due_ns = 0
@@ -178,21 +175,17 @@ class Parser:
         self._ledger.settle()
         self._source.release()
         self._kernel.flush()
-        gone = [name for name, session in self._hub.sessions.items() if session.gone]
-        for name in gone:
-            self._part(name)
-            self._kernel.tell(messages.Gone(name))
+        self._attached.part_gone()
 
     def _beat(self) -> None:
-        board, pipeline, table = self._board, self._pipeline, self._pipeline.table
-        for name, session in self._hub.sessions.items():
-            board.set_session(self._slots[name], session.number, session.dropped)
+        pipeline, table = self._pipeline, self._pipeline.table
+        self._attached.count()
         now = time.monotonic()
         if now >= self._totals_due:
             self._totals_due = now + TOTALS_S
             self._counters = self._kernel.counters()
         self._turns += 1
-        board.set_totals(
+        self._board.set_totals(
             turns=self._turns,
             flows_open=len(table),
             flows_opened=table.opened,
@@ -221,13 +214,11 @@ class Parser:
                 case messages.SetFilters():
                     self._set_filters(order)
                 case messages.Attach():
-                    self._attach(order, given.take_socket())
+                    self._attached.attach(order, given.take_socket())
                 case messages.Narrow():
-                    if order.session in self._slots:
-                        self._hub.set_filters(order.session, order.filters)
+                    self._attached.narrow(order)
                 case messages.Detach():
-                    if order.session in self._slots:
-                        self._part(order.session, LEAVE_S)
+                    self._attached.detach(order)
                 case messages.Note():
                     self._note(order)
                 case messages.Finish():
@@ -257,7 +248,7 @@ class Parser:
         self._pipeline.set_filters(
             {
                 terms.name: Terms(
-                    terms.protocol, None if terms.content is None else _content(terms.content)
+                    terms.protocol, None if terms.content is None else level(terms.content)
                 )
                 for terms in order.filters.values()
             }
@@ -270,58 +261,6 @@ class Parser:
             _log.error("a note that is no record: %s", error)
             return
         self._tell(self._pipeline.note(order.time_ns, body))
-
-    def _attach(self, order: messages.Attach, out: socket.socket) -> None:
-        """One that cannot be is as if its reader had gone at once."""
-        try:
-            if order.slot >= SLOTS:
-                raise ValueError(f"no slot {order.slot}")
-            self._listen(order, out)
-        except (ValueError, OSError) as error:
-            _log.error("session %s: %s", order.session, error)
-            out.close()
-            if order.session not in self._slots:
-                self._kernel.tell(messages.Gone(order.session))
-            return
-        self._slots[order.session] = order.slot
-        self._follow()
-
-    def _listen(self, order: messages.Attach, out: socket.socket) -> None:
-        """Raises ValueError for what cannot be meant."""
-        selection, content = parse(order.selection), _content(order.content)
-        asked_ns = order.asked_ns or time.time_ns()
-        since_ns = asked_ns if order.last_s is None else asked_ns - round(order.last_s * 1e9)
-        opening: list[Record] = []
-        if order.opening:
-            opening = [
-                record
-                for record in self._pipeline.standing(since_ns)
-                if record.body.place() in selection.places and _concerns(record, order.filters)
-            ]
-        self._hub.attach(
-            order.session,
-            out,
-            selection,
-            content=content,
-            filters=order.filters,
-            after=order.after,
-            dropped=order.dropped,
-            since_ns=since_ns if order.opening or order.last_s is not None else None,
-            last=order.last_s is not None,
-            resumed=order.resumed,
-            opening=opening,
-        )
-
-    def _part(self, name: str, wait_s: float = 0.0) -> None:
-        session = self._hub.sessions[name]
-        self._hub.detach(name, wait_s=wait_s)
-        self._board.set_session(self._slots.pop(name), session.number, session.dropped)
-        self._follow()
-
-    def _follow(self) -> None:
-        """What is wanted is what the sessions want together."""
-        self._pipeline.set_places(self._hub.places)
-        self._pipeline.set_content(self._hub.content)
 
     def _finish(self, order: messages.Finish) -> None:
         """The last look at the rings, the ends of all flows, and the sums."""
@@ -361,22 +300,7 @@ class Parser:
 
     def close(self) -> None:
         """Ends the sessions; what of them could not be sent is counted as dropped."""
-        for name in list(self._slots):
-            with contextlib.suppress(KeyError):
-                self._part(name)
-        self._hub.close()
-
-
-def _content(word: str) -> Content:
-    """Raises ValueError."""
-    try:
-        return Content[word.upper()]
-    except KeyError:
-        raise ValueError(f"no content level {word!r}") from None
-
-
-def _concerns(record: Record, filters: int) -> bool:
-    return filters == EVERY or (record.flow is not None and bool(record.flow.filters & filters))
+        self._attached.close()
 
 
 def give_up_rights(keep: Sequence[int]) -> Confinement:
