@@ -533,3 +533,88 @@ def test_a_session_of_a_filter_that_is_gone_records_again_once_the_filter_is_the
         say(speaker, server, b"hello")
         leave(speaker, server)
         eventually(lambda: told(recording, b"flow.closed"), f"it records: {service.log}")
+
+
+FAILS_ONCE = """
+import errno, os
+from streamtap.driver import Driver
+from streamtap.service import tracing
+from streamtap.service.registry import Registry
+def failing(function):
+    def once(*arguments, **named):
+        if os.path.exists({at!r}):
+            os.unlink({at!r})
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return function(*arguments, **named)
+    return once
+{owner}.{name} = failing({owner}.{name})
+"""
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "ended"),
+    [
+        ("os", "pidfd_open", "parser"),
+        ("os", "dup", "parser"),
+        ("Driver", "list_flows", "parser"),
+        ("tracing", "_stream", "recorder"),
+        ("os", "dup", "recorder"),
+        ("Registry", "refresh", ""),
+    ],
+)
+def test_a_service_that_lacks_descriptors_for_a_moment_goes_on_with_all_it_has(
+    paths: Paths,
+    program: Path,
+    speaker: Puppet,
+    server: Puppet,
+    tmp_path: Path,
+    owner: str,
+    name: str,
+    ended: str,
+) -> None:
+    full, recording = tmp_path / "full", tmp_path / "chat.jsonl"
+    with Service(paths, FAILS_ONCE.format(at=str(full), owner=owner, name=name)) as service:
+        with service.client() as client:
+            client.add([str(program)])
+            client.start_trace("chat", outputs=[recording])
+            (recorder,) = client.status().recorder_pids
+        full.touch()
+        if ended:
+            os.kill(service.parser_pid if ended == "parser" else recorder, signal.SIGKILL)
+        eventually(lambda: not full.exists(), "it has failed")
+
+        def records() -> bool:
+            join(speaker, server)
+            leave(speaker, server)
+            assert service.process.poll() is None, service.log
+            return told(recording, b"flow.closed") > 0
+
+        eventually(records, f"it records again: {service.log}", pause_s=0.5)
+
+
+NO_PROCESS = """
+import errno, os
+from streamtap.service import parsing
+start = parsing.start_parser
+def refused(*arguments):
+    if os.path.exists({at!r}):
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return start(*arguments)
+parsing.start_parser = refused
+parsing.CALM_S = 0.5
+"""
+
+
+def test_a_parser_that_cannot_be_started_for_long_is_started_when_it_can(
+    paths: Paths, tmp_path: Path
+) -> None:
+    full = tmp_path / "full"
+    with Service(paths, NO_PROCESS.format(at=str(full))) as service, service.client() as client:
+        eventually(lambda: client.status().uptime_s > 1, "it has run for a while", pause_s=0.1)
+        full.touch()
+        os.kill(service.parser_pid, signal.SIGKILL)
+        eventually(lambda: client.status().parser_restarts > 1, "it is tried again", pause_s=0.1)
+        assert client.status().parser_pid is None
+        full.unlink()
+        eventually(lambda: client.status().confined, "it runs again", pause_s=0.1)
+        assert service.log.count("cannot be started") < 10, "it is not tried all the time"

@@ -161,7 +161,10 @@ class Keeper:
     def _tick(self) -> None:
         watchdog()
         self._stay()
-        self._registry.refresh()
+        try:
+            self._registry.refresh()
+        except OSError as error:
+            _log.error("cgroups cannot be followed now: %s", error)
         self._registry.driver.callouts.told()
         self._parser.look_after()
         self._tracing.look_after()

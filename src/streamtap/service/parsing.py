@@ -73,6 +73,7 @@ class ParserProcess:
     def start(self) -> None:
         """Raises OSError."""
         again = self._started > 0
+        self._started = time.monotonic()  # also of an attempt that fails, so that pauses grow
         self._beginning = True
         callouts = self._driver.callouts
         process, end = start_parser(
@@ -83,10 +84,15 @@ class ParserProcess:
             messages.Setup(callouts.ring_bytes, CONTROL_BYTES, self._key),
             self._filters,
         )
+        try:
+            self._pidfd = os.pidfd_open(process.pid)
+        except OSError:
+            process.kill()
+            process.wait()
+            end.close()
+            raise
         self._process, self._end = process, end
-        self._started = time.monotonic()
         self.confined = ()
-        self._pidfd = os.pidfd_open(process.pid)
         self._selector.register(end.fd, selectors.EVENT_READ, self.serve)
         self._selector.register(
             self._pidfd, selectors.EVENT_READ, lambda events: self._ended(process)
@@ -104,7 +110,7 @@ class ParserProcess:
             return
         try:
             self._end.serve(self._driver)
-        except LinkError as error:
+        except (LinkError, OSError) as error:  # it waits for an answer that nobody can give
             self._give_up(error)
 
     def ready(self, ready: messages.Ready) -> None:
@@ -117,7 +123,7 @@ class ParserProcess:
     def gone(self, session: str) -> None:
         self._left(session)
 
-    def _give_up(self, error: LinkError) -> None:
+    def _give_up(self, error: LinkError | OSError) -> None:
         _log.error("the parser is ended: %s", error)
         self.kill()
         self._again()
@@ -156,6 +162,7 @@ class ParserProcess:
                 self.begin()
             except (OSError, LinkError) as error:
                 _log.error("the parser cannot be started: %s", error)
+                self.kill()
                 self._beginning = False
                 self._again()
 
@@ -235,7 +242,7 @@ class ParserProcess:
                     if key.fd == self._end.fd:
                         try:
                             self._end.serve(self._driver)
-                        except LinkError:  # it has gone
+                        except (LinkError, OSError):  # it has gone, or cannot be answered
                             selector.unregister(self._end.fd)
         self.kill()
 

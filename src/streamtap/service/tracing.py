@@ -188,20 +188,20 @@ class Tracing:
         session = self._sessions.get(name)
         if session is None or session.client is not None:
             return
-        ours, theirs = _stream()
         stored = next(one for one in self._registry.recorded if one.name == name)
-        with theirs:
-            self._parser.detach(session)
-            session.stream.close()
-            session.stream = ours
-            ours.setblocking(False)
-            try:
+        try:
+            ours, theirs = _stream()
+            with theirs:
+                self._parser.detach(session)
+                session.stream.close()
+                session.stream = ours
+                ours.setblocking(False)
                 self._recorders.record(stored, theirs)
-            except OSError as error:
-                self._recorders.later(name)
-                self._on_recorder(name, str(error))
-                return
-            self._parser.attach(session)
+                self._parser.attach(session)
+        except OSError as error:
+            self._recorders.later(name)
+            self._on_recorder(name, str(error))
+        else:
             self._on_recorder(name, "")
 
     def _on_begun(self, name: str) -> None:
