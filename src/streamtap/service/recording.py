@@ -234,8 +234,10 @@ class _Recorder:
             try:
                 socket.send_fds(self.link, [message], descriptors, socket.MSG_NOSIGNAL)
             except BlockingIOError:
+                poll = select.poll()
+                poll.register(self.link, select.POLLOUT)
                 left_s = until - time.monotonic()
-                if left_s <= 0 or not select.select([], [self.link], [], left_s)[1]:
+                if left_s <= 0 or not poll.poll(left_s * 1000):
                     return
                 continue
             except OSError:  # it has ended, as will be read
