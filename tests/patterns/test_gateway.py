@@ -183,7 +183,7 @@ def test_a_session_that_is_silent_for_long_has_ended() -> None:
 def test_what_sessions_hold_is_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway, "HELD", 10_000)
     web = Web()
-    sessions = web.pipeline.conversations._gateway
+    sessions = web.pipeline._telling._conversations._gateway
     for number in range(30):
         name = f"s{number % 20}.1"  # some names are given again
         web.ask(1, f"SessionID={name}", b"PNG\r\nPNG\r\nADL 1 2000\r\n" + b"<" * 1000)
