@@ -76,7 +76,7 @@ def test_a_chat_is_told_with_who_when_and_how_many_of_each_kind() -> None:
 def test_typing_and_control_are_counted_by_kind_and_are_no_messages() -> None:
     found = golden("kinds")
     told = kinds(found)[BOB]
-    assert told["control"] == 2
+    assert told["control"] == 3
     assert found.messages == sum(told.values()) - told["control"] - told.get("typing", 0)
 
 
