@@ -32,6 +32,7 @@ STDOUT = 1
 # Where it is told that somebody asked for content, which is never hidden.
 ASKED = Selection(frozenset({(ControlRequest.provider, ControlRequest.flag, ControlRequest.level)}))
 STANDARD_OUTPUT = "standard output"
+_ROUTINE = frozenset({Started, Stopped, FilterChanged, ControlOpened})
 
 
 class Outputs:
@@ -253,9 +254,9 @@ def is_routine(record: Record) -> bool:
     """It is about streamtap itself, and nothing is amiss: what the first and the last words on
     standard error tell a person too."""
     body = record.body
-    if isinstance(body, ControlState):
+    if type(body) is ControlState:
         return not body.missing
-    return isinstance(body, Started | Stopped | FilterChanged | ControlOpened)
+    return type(body) in _ROUTINE
 
 
 def without_ours(selection: Selection) -> Selection:

@@ -1,6 +1,7 @@
 """Meaning across flows: the one place where what is known of one flow serves another."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from streamtap.events import Event
 from streamtap.model import Content, Direction, Flow
@@ -14,6 +15,8 @@ from streamtap.protocols.http import HttpBody, HttpRequest, HttpResponse, HttpTu
 from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, MsnpPrelude
 from streamtap.protocols.opaque import OpaqueData, OpaqueParser
 
+_HttpEvent = HttpRequest | HttpResponse | HttpBody | HttpTunnel
+_HTTP = frozenset({HttpRequest, HttpResponse, HttpBody, HttpTunnel})
 _MSNP = frozenset({MsnpCommand, MsnpPacket, MsnpDirect, MsnpPrelude})
 # Protocols that may carry another: their bytes are asked for at every content level.
 INSIDE = frozenset({"http"})
@@ -78,8 +81,8 @@ class Conversations:
                 state = MsnpFlow(flow, self._links, self._chunks, self._level)
                 self._msnp[flow.flow_id] = state
             return state.interpret(direction, time_ns, event)
-        if isinstance(event, HttpRequest | HttpResponse | HttpBody | HttpTunnel):
-            return self._http(flow, direction, time_ns, event, data)
+        if kind in _HTTP:
+            return self._http(flow, direction, time_ns, cast(_HttpEvent, event), data)
         return NOTHING
 
     def _http(
@@ -87,7 +90,7 @@ class Conversations:
         flow: Flow,
         direction: Direction,
         time_ns: int,
-        event: HttpRequest | HttpResponse | HttpBody | HttpTunnel,
+        event: _HttpEvent,
         data: bytes | memoryview | None,
     ) -> Sequence[Meaning]:
         """What HTTP carries if that is understood, else plain send and receive."""

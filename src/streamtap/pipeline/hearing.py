@@ -151,7 +151,7 @@ class _Ear:
         speech = self.speech
         if speech.secondary:
             return
-        if isinstance(run, Gap):
+        if not isinstance(run, tuple):
             self._say(time_ns, direction, Break())
         if speech.looks:
             self._look_again(direction, run, time_ns)
@@ -175,7 +175,7 @@ class _Ear:
         if speech.is_plain:
             self._hearing.stay_plain(state, speech)
         for direction, run in waiting:
-            self._parse(direction, run, run.time_ns if isinstance(run, Gap) else run[3][-1])
+            self._parse(direction, run, run[3][-1] if isinstance(run, tuple) else run.time_ns)
 
     def _look_again(self, direction: Direction, run: Run, time_ns: int) -> None:
         parser = self.speech.look_again(direction, run)
@@ -190,11 +190,13 @@ class _Ear:
     def _parse(self, direction: Direction, run: Run, time_ns: int) -> None:
         speech, parser = self.speech, self.speech.parser
         assert parser is not None
-        speech.offsets[direction] = run.offset + run.length if isinstance(run, Gap) else run[2][-1]
-        if isinstance(run, Gap):
+        if not isinstance(run, tuple):
+            speech.offsets[direction] = run.offset + run.length
             for event in parser.gap(direction, run.length):
                 self._say(time_ns, direction, event)
-        elif speech.name == OPAQUE:
+            return
+        speech.offsets[direction] = run[2][-1]
+        if speech.name == OPAQUE:
             self._hear_plain(direction, run)
         elif run[1] is None:  # counted under a policy
             for event in parser.gap(direction, run[2][-1] - run[0]):

@@ -106,7 +106,7 @@ class Listening:
             if is_plain(own):
                 said.append(self._hearing.turn(own))
                 continue
-            if isinstance(own[0][3], Begun) and len(own) > 1:
+            if type(own[0][3]) is Begun and len(own) > 1:
                 # What came with the handshake was seen before the opening was: that goes first.
                 begin_ns = min(own[0][0], *map(first_ns, own[1:]))
                 own[0] = (begin_ns, *own[0][1:])

@@ -71,7 +71,7 @@ class Speech:
         """Let a run wait until the protocol is known. True if it has to be told by what there is:
         after a hole, or bytes that were only counted, the beginning will not come."""
         final = False
-        if isinstance(run, Gap):
+        if not isinstance(run, tuple):
             final = run.cause != "midstream"
         elif run[1] is None:
             final = True
@@ -93,7 +93,7 @@ class Speech:
 
     def look_again(self, direction: Direction, run: Run) -> type[Parser] | None:
         """The parser that this run tells: one often begins where a message does."""
-        if isinstance(run, Gap) or run[1] is None:
+        if not isinstance(run, tuple) or run[1] is None:
             return None
         self.looks -= 1
         head = bytes(run[1][: self._limits.probe])

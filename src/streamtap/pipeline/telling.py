@@ -7,6 +7,7 @@ put into a record.
 import os
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
+from typing import cast
 
 from streamtap.events import (
     Body,
@@ -36,6 +37,8 @@ from streamtap.pipeline.words import (
 )
 from streamtap.protocols.opaque import OpaqueData
 
+# By the very type: to ask for an instance of a Struct costs as much as to make one.
+_NO_EVENTS = frozenset({Begun, Break, Ended, Note, Scoped, Shown, Turned})
 _record_time = attrgetter("time_ns")
 
 
@@ -79,16 +82,16 @@ class Telling:
                 self.emit(time_ns, told.body)
                 continue
             try:
-                if type(told) in wanted.unwanted and not voice.broken:
+                kind = type(told)
+                if kind in wanted.unwanted and not voice.broken:
                     # Most events: what `_tell` does with them, without the call.
-                    assert isinstance(told, Event)
-                    meanings = interpret(voice.flow, direction, time_ns, told)
+                    meanings = interpret(voice.flow, direction, time_ns, cast(Event, told))
                     if meanings:
                         self._give(meanings, voice)
-                elif isinstance(told, Event):
-                    self._tell(voice, direction, told, time_ns)
+                elif kind in _NO_EVENTS:
+                    self._put_down(voice, direction, cast(Told | Scoped, told), time_ns)
                 else:
-                    self._put_down(voice, direction, told, time_ns)
+                    self._tell(voice, direction, cast(Event, told), time_ns)
             except Exception as error:  # no bytes may end a watch: it is ours to mend
                 self._break(voice, error, time_ns)
 
@@ -114,27 +117,27 @@ class Telling:
         self, voice: Voice, direction: Direction, told: Told | Scoped, time_ns: int
     ) -> None:
         """What is no event."""
-        if isinstance(told, Shown):
+        if type(told) is Shown:
             self._tell(voice, direction, told.told, time_ns, told.data)
-        elif isinstance(told, Turned):
+        elif type(told) is Turned:
             for when, turn, begin, end in told.arrivals:
                 event = OpaqueData(offset=begin, length=end - begin)
                 meanings = self._conversations.interpret(voice.flow, turn, when, event)
                 if meanings:
                     self._give(meanings, voice)
-        elif isinstance(told, Note):
+        elif type(told) is Note:
             if isinstance(told.body, FlowIdentified):
                 voice.protocol = told.body.protocol
             side = voice.sides[direction] if told.sided else None
             self.emit(time_ns, told.body, voice, side)
-        elif isinstance(told, Break):
+        elif type(told) is Break:
             self._give(self._conversations.gap(voice.flow, direction, time_ns), voice)
-        elif isinstance(told, Begun):
+        elif type(told) is Begun:
             self._voices[voice.flow.flow_id] = voice
             self.emit(time_ns, FlowOpened(midstream=voice.flow.midstream), voice)
-        elif isinstance(told, Ended):
+        elif type(told) is Ended:
             self._end(voice, told)
-        elif isinstance(told, Scoped):
+        elif type(told) is Scoped:
             voice.rescope(told)
             if self._rescoped is not None:
                 self._rescoped(voice.flow)

@@ -122,7 +122,7 @@ class Connection:
         with contextlib.suppress(OSError):
             ended.shutdown(socket.SHUT_RDWR)  # of the other descriptors too
         ended.close()
-        self._outgoing.clear()
+        self._outgoing = bytearray()
         self._server.gone(self)
         callbacks, self._when_closed = self._when_closed, []
         for callback in callbacks:
