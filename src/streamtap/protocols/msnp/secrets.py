@@ -117,9 +117,8 @@ _QUERIES = re.compile(rb"(?im)^([ \t]*[\w-]*URL[ \t]*:[^?#\r\n]*[?#])([^\r\n]+)"
 _GUID = re.compile(rb"\s*\{[0-9A-Fa-f-]{36}\}\s*\Z")
 _MAIL = re.compile(rb"(?i)-url[ \t]*:")
 # Elements and attributes of XML, by a part of their name; the end may have been lost.
-_NAMED = (
-    rb"[\w:.-]{0,32}(?:ticket|passw|token|secret|cookie|nonce|authori[sz]|mspauth)[\w:.-]{0,32}"
-)
+_NAMES = (b"ticket", b"passw", b"token", b"secret", b"cookie", b"nonce", b"authori", b"mspauth")
+_NAMED = rb"[\w:.-]{0,32}(?:%b)[\w:.-]{0,32}" % b"|".join(_NAMES)
 _ELEMENTS = re.compile(rb"(?i)(<" + _NAMED + rb"(?:\s[^<>]{0,256})?>)([^<]+)")
 _ATTRIBUTES = re.compile(rb"(?i)((?<![\w:.-])" + _NAMED + rb"\s?=\s?)(\"[^\"<]+|'[^'<]+)")
 _SIGNAL = re.compile(rb"(?im)^Message-Type:[ \t]*Signal/Turn[ \t]*\r?$")
@@ -153,8 +152,10 @@ def redact_payload(verb: str, args: list[str], payload: bytes) -> bytes:
         secret = payload[body:] if body > 3 else payload[found.end() :]
         return payload[: len(payload) - len(secret)] + redact(secret.decode("latin-1")).encode()
     if b"<" in payload and (verb not in _WRITTEN or args[:1] == ["Hotmail"]):
-        payload = _ELEMENTS.sub(_field, payload)
-        payload = _ATTRIBUTES.sub(_attribute, payload)
+        lower = payload.lower()
+        if any(name in lower for name in _NAMES):  # seldom, and found a hundred times faster
+            payload = _ELEMENTS.sub(_field, payload)
+            payload = _ATTRIBUTES.sub(_attribute, payload)
     if b":" not in payload:
         return payload
     payload = _FIELDS.sub(_field, payload)
