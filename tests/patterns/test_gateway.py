@@ -225,6 +225,19 @@ def test_a_gateway_joined_before_a_response_is_told_by_its_header(content: Conte
     assert "secret" not in msgspec.json.encode(web.records).decode()
 
 
+@pytest.mark.parametrize("content", list(Content))
+def test_a_response_whose_request_was_lost_is_still_one_of_a_gateway(content: Content) -> None:
+    web = Web(content)
+    web.open(1)
+    web.lose(1, C, 90)
+    web.answer(1, "s.1", lines("XFR 4 SB 192.0.2.30:1863 CKI 12.secret"))
+    web.answer(1, "s.2", status=500)
+    web.answer(1, "s.3", lines("RNG 5 192.0.2.30:1863 CKI 13.secret bo@example.com Bo"))
+    web.close(1)
+    assert [tag_of(body) for body in web.patterns()] == ["im.redirect", "im.invite"]
+    assert "secret" not in msgspec.json.encode(web.records).decode()
+
+
 def test_blanks_beside_the_id_of_a_session_neither_show_it_nor_lose_it() -> None:
     web = Web()
     web.ask(1, "Action=open&Server=NS&IP=192.0.2.20", lines("VER 1 MSNP8 CVR0"))

@@ -149,15 +149,16 @@ class Gateway:
         named = answer.get("sessionid")
         carrier = self._carriers.get(flow.flow_id)
         if carrier is None:
-            if not named or not flow.midstream:
+            if not named:
                 return None
             carrier = self._carriers[flow.flow_id] = _Carrier()
-            carrier.pending.append(self._joined(flow))  # the request was not seen
         if 100 <= event.status < 200:
             return ()
         session = carrier.pending.popleft() if carrier.pending else carrier.latest
         if session is not None and session.over:
             session = None
+        if session is None and named:  # the request was not seen, or another is taken for it
+            session = carrier.latest = self._joined(flow)
         carrier.bodies[Direction.TO_CLIENT] = _Body(session, event.chunked)
         if session is None:
             return None

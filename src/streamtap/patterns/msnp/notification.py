@@ -24,6 +24,7 @@ from streamtap.protocols.msnp.p2p import parse_slp
 Patterns = Sequence[Pattern]
 NOTHING: Patterns = ()
 VERSIONS = 32  # words of VER that are looked at
+_PROGRAM = re.compile(r"[\w.,+()/-]{1,64}")
 _VERSION = re.compile(r"MSNP[0-9]{1,3}")
 
 
@@ -53,7 +54,7 @@ class Notification:
 
     def client_version(self, time_ns: int, event: MsnpCommand) -> Patterns:
         args = event.args
-        if len(args) > 5 and "@" not in args[4] + args[5]:
+        if len(args) > 5 and all(map(_PROGRAM.fullmatch, args[4:6])):
             self._client.program = f"{args[4]} {args[5]}"
         if len(args) > 7 and "@" in args[7]:
             self._client.account = account_of(args[7])
