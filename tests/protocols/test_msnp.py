@@ -305,6 +305,16 @@ SLP = b"\r\n".join(
 )
 
 
+def test_words_in_the_place_of_a_type_are_no_type() -> None:
+    for given, told_ in (
+        ("application/x-msnmsgr-TransReqBody; charset=x", "transreqbody"),
+        ("what a secret", ""),
+    ):
+        slp = parse_slp(f"BYE MSNMSGR:b@e MSNSLP/1.0\r\nContent-Type: {given}\r\n\r\n".encode())
+        assert slp is not None
+        assert slp.content_type == told_
+
+
 def test_slp_in_several_packets_is_read_when_it_is_whole() -> None:
     parts = [SLP[:100], SLP[100:]]
     data = b"".join(

@@ -29,6 +29,7 @@ _START = re.compile(
     rb"(?:(INVITE|BYE|ACK) MSNMSGR:[^\r\n]*|MSNSLP/1\.0 ([0-9]{3})[^\r\n]*)\r?\n", re.IGNORECASE
 )
 _ACCOUNT = re.compile(r"<?(?:msnmsgr:)?([^;>]*)", re.IGNORECASE)
+_KIND = re.compile(r"[\w./+-]{1,64}", re.ASCII)
 _TYPE = re.compile(r"""\bType=["']?(\d{1,6})""", re.IGNORECASE)
 _SECRET = re.compile(r"nonce|password|user|cookie|ticket|auth", re.IGNORECASE)
 # Some clients write the address fields mirrored, name and value.
@@ -230,7 +231,8 @@ def parse_slp(text: bytes) -> Slp | None:
     headers = _fields(head)
     fields = _fields(body)
     context = fields.pop("context", "")
-    kind = headers.get("content-type", "").lower().removeprefix("application/x-msnmsgr-")
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = kind.removeprefix("application/x-msnmsgr-")
     name, size, object_type = _context(fields.get("euf-guid", "").upper(), context)
     return Slp(
         method=start[1].decode().upper() if start[1] else None,
@@ -239,7 +241,7 @@ def parse_slp(text: bytes) -> Slp | None:
         by=_account(headers.get("from", "")),
         branch=headers.get("via", "").rpartition("branch=")[2],
         call_id=headers.get("call-id", ""),
-        content_type=kind.partition(";")[0].strip(),
+        content_type=kind if _KIND.fullmatch(kind) else "",
         fields=fields,
         name=name,
         size=size,
