@@ -305,6 +305,10 @@ SLP = b"\r\n".join(
 )
 
 
+def test_slp_with_bare_line_feeds_says_the_same() -> None:
+    assert parse_slp(SLP.replace(b"\r", b"")) == parse_slp(SLP)
+
+
 def test_words_in_the_place_of_a_type_are_no_type() -> None:
     for given, told_ in (
         ("application/x-msnmsgr-TransReqBody; charset=x", "transreqbody"),

@@ -29,6 +29,7 @@ _START = re.compile(
     rb"(?:(INVITE|BYE|ACK) MSNMSGR:[^\r\n]*|MSNSLP/1\.0 ([0-9]{3})[^\r\n]*)\r?\n", re.IGNORECASE
 )
 _ACCOUNT = re.compile(r"<?(?:msnmsgr:)?([^;>]*)", re.IGNORECASE)
+_EMPTY_LINE = re.compile(rb"\n\r?\n")
 _KIND = re.compile(r"[\w./+-]{1,64}", re.ASCII)
 _TYPE = re.compile(r"""\bType=["']?(\d{1,6})""", re.IGNORECASE)
 _SECRET = re.compile(r"nonce|password|user|cookie|ticket|auth", re.IGNORECASE)
@@ -227,9 +228,9 @@ def parse_slp(text: bytes) -> Slp | None:
     start = _START.match(text)
     if start is None:
         return None
-    head, _, body = text[start.end() :].rstrip(b"\0").partition(b"\r\n\r\n")
+    head, *body = _EMPTY_LINE.split(text[start.end() :].rstrip(b"\0"), maxsplit=1)
     headers = _fields(head)
-    fields = _fields(body)
+    fields = _fields(body[0]) if body else {}
     context = fields.pop("context", "")
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     kind = kind.removeprefix("application/x-msnmsgr-")
