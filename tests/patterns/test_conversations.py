@@ -127,6 +127,26 @@ def test_a_switchboard_joined_midstream_knows_its_user_from_the_notification_ser
     assert (sent.sender, sent.recipients) == (ALICE, (BOB,))
 
 
+def test_who_leaves_a_switchboard_joined_midstream_has_not_signed_out() -> None:
+    text = "-- app 5 /usr/bin/pidgin\n-- flow NS 10.0.0.2:1 192.0.2.20:1863\n"
+    text += "S< USR 4 OK alice@example.com 1 0\n"
+    text += "-- flow SB 10.0.0.2:2 192.0.2.30:1863\n-- midstream\n"
+    text += said("C>", "MSG 7 N") + said("C>", "MSG 8 N") + "C> OUT\n"
+    assert not only(SignOut, text)
+    assert [body.account for body in only(Leave, text)] == [ALICE]
+
+
+def test_a_number_that_a_called_session_had_is_another_conversation_later() -> None:
+    text = "-- app 5 /usr/sbin/msnserver\n-- flow A 10.0.0.2:1 192.0.2.30:1863\n"
+    text += "C> USR 1 alice@example.com 1\nC> CAL 2 bob@example.com\nS< CAL 2 RINGING 1\n"
+    text += "S< JOI bob@example.com Bob\n-- wait 600000\n-- flow N 10.0.0.3:1 192.0.2.20:1863\n"
+    text += "S< USR 4 OK carol@example.com 1 0\nS< RNG 1 192.0.2.30:1863 CKI 9 dave@example.com D\n"
+    text += "-- flow C 10.0.0.3:2 192.0.2.30:1863\nC> ANS 1 carol@example.com 9 1\n"
+    text += "S< IRO 1 1 1 dave@example.com D\n"
+    first, second = (body.conversation for body in only(Join, text))
+    assert first != second
+
+
 def test_two_users_behind_one_address_are_not_taken_for_each_other() -> None:
     text = "-- flow N1 10.0.0.2:1 192.0.2.20:1863\nS< USR 4 OK alice@example.com 1 0\n"
     text += "-- flow N2 10.0.0.2:2 192.0.2.20:1863\nS< USR 4 OK bob@example.com 1 0\n"

@@ -128,7 +128,8 @@ class MsnpFlow:
         if event.verb == "OUT":
             if direction is Direction.TO_CLIENT:
                 return NOTHING if board else self._notification.out(time_ns, event)
-            if board or (not self._notification.signed_in and self._board.people):
+            talked = self._board.people or client.conversation
+            if board or (not self._notification.signed_in and talked):
                 return self._board.out(time_ns, event)
             return self._notification.out(time_ns, event)
         if direction is TO_SERVER:

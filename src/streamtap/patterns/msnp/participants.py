@@ -2,7 +2,7 @@
 
 from streamtap.patterns.msnp.words import ACCOUNT, ENDPOINT
 
-PEOPLE = 1024  # of one session; more are not told apart
+PEOPLE = 128  # of one session; more are not told apart, for each join tells all of them
 ENDPOINTS = 64  # of one person
 
 

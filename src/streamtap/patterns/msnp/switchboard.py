@@ -62,7 +62,7 @@ class Switchboard:
         client = self._client
         if len(event.args) > 1:
             session = ("session", client.scope, event.args[1])
-            client.links.keep(session, client.find_conversation(time_ns), time_ns)
+            client.links.await_(session, client.find_conversation(time_ns), time_ns)
         return NOTHING
 
     def present(self, time_ns: int, event: MsnpCommand) -> Patterns:
