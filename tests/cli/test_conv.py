@@ -10,15 +10,18 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+import streamtap
 from helpers import transcripts
 from helpers.commands import DEADLINE_S, STREAMTAP, run
 from helpers.records import ALICE, BOB, Kept, body, message, record
 from streamtap.capture.identity import host_key
 from streamtap.cli.tables import table_lines
-from streamtap.events import Record
+from streamtap.events import Record, tag_of
 from streamtap.model import Direction, Endpoint
+from streamtap.patterns import Pattern
 from streamtap.trace import Session, open_sink, parse
 
 CAPTURES = Path(__file__).parent.parent / "captures"
@@ -27,8 +30,9 @@ RAW_IP = 101  # link type
 SYN, ACK = 2, 16
 
 
-def capture(name: str) -> bytes:
-    """A golden transcript as a pcap file; bytes that it says were lost are acknowledged."""
+def capture(name: str, tick_ns: int = 1000) -> bytes:
+    """A golden transcript as a pcap file; bytes that it says were lost are acknowledged. tick_ns:
+    of the clock of who captured it."""
     transcript = transcripts.read(GOLDEN / f"{name}.transcript")
     packets = [struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 262_144, RAW_IP)]
     passed: dict[str, list[int]] = {}
@@ -39,7 +43,7 @@ def capture(name: str) -> bytes:
         source, target = ends if side is known.sent else ends[::-1]
         here, there = passed[flow][side], passed[flow][side.opposite]
         packet = ipv4(source, target, here, there, flags, data)
-        seconds, rest_ns = divmod(time_ns, 1_000_000_000)
+        seconds, rest_ns = divmod(time_ns // tick_ns * tick_ns, 1_000_000_000)
         size = len(packet)
         packets.append(struct.pack("<4I", seconds, rest_ns // 1000, size, size) + packet)
         passed[flow][side] += len(data) + (flags & SYN) // SYN
@@ -293,3 +297,24 @@ def test_a_reader_that_goes_away_is_no_error(chat: str) -> None:
 def test_numbers_stand_at_the_right_of_their_column() -> None:
     lines = table_lines(("A", "NUMBER", "B"), [("x", 1, "y"), ("longer", 22, "z")], numbers=(1,))
     assert lines == ["A       NUMBER  B", "x            1  y", "longer      22  z"]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in GOLDEN.glob("*.transcript")))
+def test_what_was_said_in_one_tick_of_a_coarse_clock_keeps_its_order(
+    name: str, tmp_path: Path
+) -> None:
+    told = []
+    for tick_ns in (1000, 200_000_000):
+        path = tmp_path / f"{tick_ns}.pcap"
+        path.write_bytes(capture(name, tick_ns))
+        with streamtap.read(path, flags=["client_server", "peer_to_peer"]) as records:
+            patterns = [one.body for one in records if tag_of(one.body).startswith("im.")]
+        # A conversation is called by when it began.
+        told.append(
+            [
+                msgspec.structs.replace(one, conversation=None)
+                for one in patterns
+                if isinstance(one, Pattern)
+            ]
+        )
+    assert told[0] == told[1]

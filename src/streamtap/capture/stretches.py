@@ -9,6 +9,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from streamtap.capture.container import Packets, Process
 from streamtap.capture.packets import Chosen, decode
 from streamtap.capture.payloads import Payload, Payloads
@@ -39,6 +42,7 @@ class Stretch(NamedTuple):
 
 def decode_stretch(packets: Packets, chosen: Chosen, payloads: Payloads) -> Stretch:
     """Decodes packets, whose data has `SLACK` bytes more; their payload goes to `payloads`."""
+    packets = packets._replace(times_ns=_apart(packets.times_ns))
     segments, peeled = decode(packets, chosen)
     strands, runs = find_runs(packets, segments, payloads, boundaries=chosen.boundaries)
     fragments = tuple(
@@ -51,6 +55,21 @@ def decode_stretch(packets: Packets, chosen: Chosen, payloads: Payloads) -> Stre
     )
     count = len(packets.offsets)
     return Stretch(strands, runs, fragments, packets.identities, count, peeled.passed)
+
+
+def _apart(times_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The times with those that are equal a nanosecond apart, as far as there is room before the
+    next: clocks of old were coarse, and what was said in one tick has an order all the same."""
+    again = times_ns[1:] == times_ns[:-1]
+    if not again.any():
+        return times_ns
+    places = np.arange(len(times_ns))
+    begins = np.flatnonzero(np.append(True, ~again))  # of each row of equal times
+    sizes = np.diff(np.append(begins, len(times_ns)))
+    room = np.append(np.diff(times_ns[begins]), len(times_ns))
+    ranks = places - np.repeat(begins, sizes)
+    apart: NDArray[np.int64] = times_ns + np.minimum(ranks, np.repeat(room - 1, sizes).clip(0))
+    return apart
 
 
 class StretchSource(Protocol):
