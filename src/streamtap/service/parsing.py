@@ -233,17 +233,19 @@ class ParserProcess:
         with selectors.DefaultSelector() as selector:
             selector.register(self._end.fd, selectors.EVENT_READ)
             selector.register(self._pidfd, selectors.EVENT_READ)
+            asks = True
             while self._process is not None and self._process.poll() is None:
                 left_s = until - time.monotonic()
                 if left_s <= 0:
                     _log.error("the parser does not finish: it is ended")
                     break
-                for key, _ in selector.select(min(left_s, PUSH_S)):
-                    if key.fd == self._end.fd:
-                        try:
-                            self._end.serve(self._driver)
-                        except (LinkError, OSError):  # it has gone, or cannot be answered
-                            selector.unregister(self._end.fd)
+                selector.select(min(left_s, PUSH_S))
+                if asks:
+                    try:
+                        self._end.serve(self._driver)
+                    except (LinkError, OSError):  # it has gone, or cannot be answered
+                        selector.unregister(self._end.fd)
+                        asks = False
         self.kill()
 
     def kill(self) -> None:
