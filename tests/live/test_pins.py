@@ -1,5 +1,6 @@
 """Filters and callouts that outlive every process of ours."""
 
+import errno
 import os
 import random
 import shutil
@@ -265,6 +266,25 @@ def test_a_failure_changes_nothing(paths: Paths, program: Path) -> None:
         assert (paths.filters.read_bytes(), registry.driver.callouts.enabled) == before
         with pytest.raises(Busy):
             Registry(paths)
+
+
+@pytest.mark.parametrize("temporary", [False, True])
+def test_a_filter_that_cannot_be_put_in_force_is_not_there(
+    paths: Paths, program: Path, monkeypatch: pytest.MonkeyPatch, temporary: bool
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with Registry(paths) as registry:
+        registry.add([exe(program, "one")])
+        with monkeypatch.context() as patch:
+            patch.setattr(registry.driver.callouts, "adopt", full)
+            with pytest.raises(OSError, match="allocate"):
+                registry.add([exe(program, "two")], temporary=temporary)
+        assert [one.name for one in registry.all_filters()] == ["one"]
+        assert registry.driver.callouts.enabled == registry.mask
+        assert load(paths.filters, Filters).known == registry.mask
+        registry.add([exe(program, "two")], temporary=temporary)
 
 
 def test_the_first_filters_fail_and_nothing_is_installed(paths: Paths, program: Path) -> None:

@@ -136,6 +136,7 @@ class Registry:
         """
         first = self._pinned.driver is None
         driver = self.driver
+        kept, others = self._filters, self._temporary
         installed = 0
         try:
             made = self._new_filters(filters, TEMPORARY_BITS if temporary else BITS)
@@ -145,15 +146,18 @@ class Registry:
                 installed |= 1 << one.bit
                 self._install(driver, one)
             if temporary:
-                self._temporary |= {one.name: one for one in made}
+                self._temporary = others | {one.name: one for one in made}
             elif made:
-                self._save(self._filters.filters + tuple(made))
+                self._save(kept.filters + tuple(made))
+            self._put_in_force()
         except BaseException:
+            self._temporary = others
+            if self._filters is not kept:
+                self._save(kept.filters)
             driver.callouts.forget(installed)
             if first and not self.adopted:
                 self._pinned.remove()  # there were no callouts before
             raise
-        self._put_in_force()
         return made
 
     def _new_filters(self, asked: Sequence[NewFilter], bits: range) -> list[Filter]:
