@@ -277,6 +277,30 @@ def test_what_is_told_between_the_reply_to_a_session_and_its_beginning_belongs_t
     assert (data["offset"], data["length"]) == (0, 5)
 
 
+def test_a_flow_that_ends_between_the_reply_to_a_session_and_its_beginning_is_told_whole(
+    kernel: FakeKernel, start: Keep
+) -> None:
+    keeper = start()
+    first = keeper.attach("first")
+    open_flow(kernel)
+    say(kernel, b"\0before")
+    keeper.until(lambda: first.of("data"), "it is open")
+    asked_ns = time.time_ns()
+    say(kernel, b"\0after", 7)
+    kernel.control.write(closed_record(1, sent=13, time_ns=now()))
+    keeper.until(lambda: first.of("flow.closed"), "it is over")
+    late = keeper.attach("late", 1, opening=True, asked_ns=asked_ns)
+    keeper.until(lambda: late.of("flow.closed"), "it is told all the same")
+    (opened,) = late.of("flow.opened")
+    assert opened["midstream"]
+    assert [one["event"] for one in late.records if one.get("flow") == "1"] == [
+        "flow.opened",
+        "stream.gap",
+        "data",
+        "flow.closed",
+    ]
+
+
 def test_flows_that_end_while_there_is_no_parser_are_closed_by_the_next_one(
     kernel: FakeKernel, start: Keep
 ) -> None:

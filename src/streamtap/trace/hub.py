@@ -147,6 +147,10 @@ class Hub:
                 if record.body.place() in selection.places and _is_in(record.flow, filters)
             ]
             opening = _without([record for record, _ in remembered], opening)
+            if not last:
+                ended = _ended([record for record, _ in remembered], opening)
+                wanted = [one for one in ended if one.body.place() in selection.places]
+                opening = (*opening, *wanted)
             if last:
                 opening = (*opening, *self._missing(since_ns))
         first = [(each, len(self._encode(each, content))) for each in opening]
@@ -338,6 +342,26 @@ def _without(remembered: Sequence[Record], opening: Sequence[Record]) -> list[Re
                     one = replace(one, body=replace(one.body, length=length))
         kept.append(one)
     return kept
+
+
+def _ended(remembered: Sequence[Record], opening: Sequence[Record]) -> list[Record]:
+    """Of flows that were open when the session began and have ended since, of which nothing tells
+    that they are open: that they were, and what had passed of them."""
+    known = {
+        one.flow.flow
+        for one in (*opening, *remembered)
+        if one.flow is not None and type(one.body) is FlowOpened
+    }
+    found: dict[tuple[str, str | None], Record] = {}
+    for one in remembered:
+        if one.flow is None or one.flow.flow in known:
+            continue
+        found.setdefault((one.flow.flow, None), replace(one, body=FlowOpened(midstream=True)))
+        offset = getattr(one.body, "offset", None)
+        if offset and one.direction is not None and not isinstance(one.body, StreamGap):
+            gap = StreamGap(offset=0, length=offset, cause="midstream")
+            found.setdefault((one.flow.flow, one.direction), replace(one, body=gap))
+    return list(found.values())
 
 
 def _is_in(flow: FlowInfo | None, filters: int) -> bool:
