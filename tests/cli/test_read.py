@@ -127,3 +127,25 @@ def test_what_is_no_capture_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     result = run("read", str(path))
     assert result.returncode == 1
     assert result.stderr.splitlines()[0] == (f"streamtap: error: {path}: is text, not a capture")
+
+
+def test_why_there_is_nothing_in_a_capture_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "wireless.pcap"
+    packets = [Packet(bytes(80)), Packet(bytes(90))]
+    path.write_bytes(captures.pcap(packets, link=127))
+    result = run("read", str(path))
+    assert (result.returncode, result.stdout) == (0, "")
+    assert "of 2 packets: 2 of link type 127, which is not read\n" in result.stderr
+
+
+def test_packets_of_an_interface_that_was_never_described_are_not_guessed_at(
+    tmp_path: Path,
+) -> None:
+    """Though they look as what a link header may lead to."""
+    packet = Packet(ipv4("10.0.0.1", "192.0.2.1", tcp((40_000, 7000), 1, 1, ACK, b"hidden")))
+    llc = packet._replace(data=bytes.fromhex("aaaa030000000800") + packet.data)
+    path = tmp_path / "undescribed.pcapng"
+    path.write_bytes(captures.pcapng(captures.section(), captures.enhanced(llc, interface=3)))
+    result = run("read", str(path))
+    assert result.stdout == ""
+    assert "1 of an interface that the capture does not describe\n" in result.stderr

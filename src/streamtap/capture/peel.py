@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtap.capture.container import Packets
+from streamtap.capture.container import UNKNOWN_LINK, Packets
 
 ROUNDS = 24  # headers on the way to TCP; more is a packet made to be looked at for ever
 _IPV4, _IPV6 = 0x0800, 0x86DD
@@ -24,12 +24,12 @@ _PROTOCOL = 0x10_0000  # kinds of what IP carries, by its number
 _TCP = _PROTOCOL + 6
 _DONE = 0x20_0000
 _FRAGMENT = _DONE + 1
-_LLC, _PPP = _LINK + 0xFFFF, _LINK + 0xFFFE  # what link headers lead to
-_VERSION = _LINK + 0xFFFD  # IPv4 or IPv6, told by its first digit
+_LLC, _PPP = 0x2_0000, 0x2_0001  # what link headers lead to
+_VERSION = 0x2_0002  # IPv4 or IPv6, told by its first digit
 _PASSED = _DONE + 16
 MALFORMED = "malformed headers"
 _REASONS = ("other protocols", "cut headers", MALFORMED, "headers nested too deeply")
-_OTHER, _CUT, _MALFORMED, _DEEP = range(_PASSED, _PASSED + 4)
+_OTHER, _CUT, _MALFORMED, _DEEP, _UNREAD = range(_PASSED, _PASSED + 5)
 
 _U8 = np.dtype("u1")
 _U16 = np.dtype(">u2")
@@ -146,6 +146,7 @@ def peel(packets: Packets, chosen: _Column, *, tunnels: bool) -> Peeled:
     if not len(chosen):
         return Peeled.empty()
     state = _State(packets, chosen, tunnels=tunnels)
+    unread = _leave_unread(state)
     for _ in range(ROUNDS):
         going = np.flatnonzero(state.kind < _DONE)
         if not len(going):
@@ -157,7 +158,7 @@ def peel(packets: Packets, chosen: _Column, *, tunnels: bool) -> Peeled:
     state.kind[state.kind < _DONE] = _DEEP
     found = np.flatnonzero(state.kind == _DONE)
     cut = np.flatnonzero(state.kind == _FRAGMENT)
-    passed = Counter(
+    passed = unread + Counter(
         {
             reason: int(np.count_nonzero(state.kind == kind))
             for kind, reason in enumerate(_REASONS, _PASSED)
@@ -182,6 +183,22 @@ def peel(packets: Packets, chosen: _Column, *, tunnels: bool) -> Peeled:
         fragments=fragments,
         passed=+passed,
     )
+
+
+def _leave_unread(state: _State) -> Counter[str]:
+    """Packets of link types that nothing here reads, counted by the type."""
+    links, counts = np.unique(state.kind - _LINK, return_counts=True)
+    found = dict(zip(links.tolist(), counts.tolist(), strict=True))
+    unread = Counter({_unread(link): n for link, n in found.items() if link not in LINKS})
+    if unread:
+        state.kind[~np.isin(state.kind - _LINK, list(LINKS))] = _UNREAD
+    return unread
+
+
+def _unread(link: int) -> str:
+    if link == UNKNOWN_LINK:
+        return "of an interface that the capture does not describe"
+    return f"of link type {link}, which is not read"
 
 
 def _other(state: _State, rows: _Column) -> None:
@@ -440,4 +457,4 @@ _HEADERS: dict[int, Callable[[_State, _Column], None]] = {
     _PROTOCOL + 139: _extension,
     _PROTOCOL + 140: _extension,
 }
-LINKS = frozenset(kind - _LINK for kind in _HEADERS if _LINK <= kind < _VERSION)
+LINKS = frozenset(kind - _LINK for kind in _HEADERS if _LINK <= kind < _LLC)

@@ -3,6 +3,7 @@
 import gc
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 
@@ -19,6 +20,7 @@ from streamtap.reading import Keeping, Reading
 from streamtap.trace.text import counted, printable
 
 PROGRESS_S = 0.5
+REASONS = 16  # why packets told nothing: there are fewer, but for a file made to have many
 GARBAGE_AFTER = 1_000_000  # objects: several stretches make as many, and they hold no cycles
 
 
@@ -82,9 +84,9 @@ def read_captures(arguments: Arguments, stop: Stop) -> int:
     for problem in reading.problems:
         say(f"streamtap: error: {printable(str(problem), 1000)}")
     say(summary(reading, outputs))
-    passed = reading.heard.passed
-    if passed and arguments.verbose:
-        texts = (f"{count} {text}" for text, count in sorted(passed.items()))
+    passed = Counter(reading.heard.passed)
+    if passed and (arguments.verbose or not (reading.flows or stop.number)):
+        texts = (f"{count} {text}" for text, count in sorted(passed.most_common(REASONS)))
         say(f"streamtap: of {counted(reading.heard.packets, 'packet')}: {'; '.join(texts)}")
     code = exit_code(arguments, reading, outputs, stop.number, None)
     return code or (FAILED if reading.problems else 0)
