@@ -3,7 +3,7 @@
 import ipaddress
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import NamedTuple
@@ -32,11 +32,16 @@ def choose(
     tunnels: bool = False,
     boundaries: bool = True,
 ) -> Chosen:
-    """Which connections are read: with one of the ports, and one of the addresses."""
+    """Which connections are read: with one of the ports, and one of the addresses. Raises
+    ValueError for what is neither."""
+    ports = frozenset(ports)
+    for port in ports:
+        if not (isinstance(port, int) and 0 <= port <= 0xFFFF):
+            raise ValueError(f"{port!r} is no port: 0 to 65535")
     keys = tuple(int.from_bytes(os.urandom(8)) | 1 for _ in range(3))
     packed = (ipaddress.ip_address(host).packed for host in hosts)
     assert len(keys) == 3
-    return Chosen(keys, frozenset(ports), frozenset(packed), tunnels, boundaries)
+    return Chosen(keys, ports, frozenset(packed), tunnels, boundaries)
 
 
 def open_source(
@@ -49,7 +54,7 @@ def open_source(
     max_flows: int = MAX_FLOWS,
 ) -> OfflineSource:
     """The source of several captures as one. Raises NotFound, PermissionMissing."""
-    names = [os.fspath(path) for path in paths]
+    names = [os.fsdecode(path) for path in paths]
     open_ = partial(open_input, follow=follow, wait=wait)
     processes = len(os.sched_getaffinity(0))
     stretches: StretchSource
@@ -114,15 +119,22 @@ def streams(
     hosts: Iterable[str] = (),
     tunnels: bool = False,
     segments: bool = False,
-) -> Iterator[StreamPart]:
+) -> Generator[StreamPart, None, None]:
     """The ordered bytes of each direction of each flow, with every hole named: for each flow and
     direction parts in stream order, and a `Closed` when the flow has ended.
 
     ports, hosts: only flows with one of the ports, and one of the addresses, at either end.
     segments: chunks tell the boundaries and times of their segments; else their own end alone.
+    Files are opened when the first part is asked for, and closed behind the last, or by `close`.
     Raises NotFound and PermissionMissing; CaptureFileError after what can be read of a file.
     """
-    source = open_source(paths, choose(ports, hosts, tunnels=tunnels, boundaries=segments))
+    if not paths:
+        raise ValueError("nothing to read: no capture is named")
+    return _parts(paths, choose(ports, hosts, tunnels=tunnels, boundaries=segments))
+
+
+def _parts(paths: Paths, chosen: Chosen) -> Generator[StreamPart, None, None]:
+    source = open_source(paths, chosen)
     parts = _Parts()
     demux: Demux[None] = Demux(parts, max_flows=2 * MAX_FLOWS)
     try:

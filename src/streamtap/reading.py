@@ -48,6 +48,7 @@ class _Captures(Tally):
         super().__init__()
         self.heard = Heard()
         self._stop = stop
+        self._open = True
 
     @property
     def flows(self) -> int:
@@ -68,6 +69,15 @@ class _Captures(Tally):
             "bytes that the capture cut off (its snapshot length)": self.heard.missing,
             "flows given up because there were too many": self.heard.evicted,
         }
+
+    def close(self) -> None:
+        """A second call does nothing."""
+        if self._open:
+            self._open = False
+            self._release()
+
+    def _release(self) -> None:
+        raise NotImplementedError
 
 
 class Reading(_Captures):
@@ -102,7 +112,7 @@ class Reading(_Captures):
             acknowledgements=bool(taps),
             max_flows=max_flows,
         )
-        self._names = [os.fspath(path) for path in paths]
+        self._names = [os.fsdecode(path) for path in paths]
         # What comes as it happens is told at once; of files, a stretch later, in better order.
         self._arrives = follow or not all(os.path.isfile(name) for name in self._names)
         places = Wanted(selection.places | COUNTED, content)
@@ -155,7 +165,7 @@ class Reading(_Captures):
         telling.emit(self.heard.now_ns, stopped)
         yield telling.flush()
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self._listener.close()
 
 
@@ -198,7 +208,7 @@ class Keeping(_Captures):
         self.drops = self._losses()
         yield []
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self._source.close()
 
     def _take(self, items: list[Item]) -> None:
@@ -247,9 +257,8 @@ class Capture(Iterator[Record]):
         self._reading = reading
         self._places = selection.places
         self._records = self._numbered()
-        self._closed = False
 
-    def _numbered(self) -> Iterator[Record]:
+    def _numbered(self) -> Generator[Record, None, None]:
         reading = self._reading
         try:
             for batch in reading.batches():
@@ -258,7 +267,7 @@ class Capture(Iterator[Record]):
                         reading.records += 1
                         yield replace(record, number=reading.records)
         finally:
-            self.close()
+            reading.close()
         for problem in reading.problems:
             raise problem
 
@@ -270,10 +279,8 @@ class Capture(Iterator[Record]):
 
     def close(self) -> None:
         """Ends early; a second call does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._reading.close()
-            self._records = iter(())
+        self._records.close()
+        self._reading.close()
 
     def __enter__(self) -> Self:
         return self

@@ -140,4 +140,5 @@ class Mapped:
         return self._map
 
     def close(self) -> None:
+        self._map = None  # a map has a descriptor of its own
         self.payloads.close()
