@@ -56,7 +56,8 @@ def test_a_capture_may_be_closed_before_a_record_is_asked_for(capture: Path) -> 
 @READERS
 def test_a_damaged_capture_is_read_as_far_as_it_goes(capture: Path, reader: Reader) -> None:
     capture.write_bytes(capture.read_bytes()[:-5])
-    given, parts = reader(capture), []
+    given = reader(capture)
+    parts: list[Any] = []
     with pytest.raises(CaptureFileError, match="ends within a record"):
         parts.extend(given)
     assert parts
