@@ -1,7 +1,9 @@
 """`read`: what is chosen, and how it ends."""
 
+import contextlib
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 from helpers import captures
 from helpers.captures import Packet
 from helpers.commands import STREAMTAP, run
-from helpers.packets import ethernet, ipv4, tcp
+from helpers.packets import Talk, ethernet, ipv4, tcp
 
 ACK = 16
 APPS = {71: ("curl", "/usr/bin/curl"), 72: ("wget", "/usr/bin/wget")}
@@ -149,3 +151,33 @@ def test_packets_of_an_interface_that_was_never_described_are_not_guessed_at(
     result = run("read", str(path))
     assert result.stdout == ""
     assert "1 of an interface that the capture does not describe\n" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), [(("--extract", "folder"), True), (("-o", "x.jsonl"), True), ((), False)]
+)
+def test_a_terminal_that_shows_nothing_else_tells_how_far_a_long_file_was_read(
+    tmp_path: Path, words: tuple[str, ...], told: bool
+) -> None:
+    talk = Talk()
+    one = Packet(ethernet(talk.c(0, bytes(60_000))))
+    path = tmp_path / "long.pcap"
+    with path.open("wb") as file:
+        file.write(captures.pcap([]))
+        record = captures.pcap([one])[24:]
+        for _ in range(10):
+            file.write(record * 50)
+    ours, theirs = os.openpty()
+    command = [*STREAMTAP, "read", str(path), *words]
+    # Told each half of a second: what comes in between is as if nothing were read.
+    script = "import streamtap.cli.reading as r, sys; r.PROGRESS_S = 0; sys.argv = sys.argv[1:]; "
+    command[1:3] = ["-c", script + "from streamtap.cli import main; sys.exit(main())", "streamtap"]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, cwd=tmp_path) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the terminal's other end is closed
+            while piece := os.read(ours, 1 << 16):
+                shown += piece
+    os.close(ours)
+    assert process.returncode == 0, shown
+    assert (re.search(rb"\r *\d+%", shown) is not None) is told

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from streamtap.api import content_level
 from streamtap.cli.ending import FAILED, exit_code, summary
-from streamtap.cli.options import wanted_flows
+from streamtap.cli.options import takes_stdout, wanted_flows
 from streamtap.cli.outputs import Outputs
 from streamtap.cli.parsing import Arguments, say
 from streamtap.cli.signals import Stop
@@ -71,7 +71,7 @@ def read_captures(arguments: Arguments, stop: Stop) -> int:
             stop=over,
             wait=wait,
         )
-    progress = Progress()
+    progress = Progress(takes_stdout(arguments))
     try:
         with outputs:
             for records in reading.batches():
@@ -93,11 +93,14 @@ def read_captures(arguments: Arguments, stop: Stop) -> int:
 
 
 class Progress:
-    """How far a long file was read, on a terminal that shows nothing else."""
+    """How far a long file was read, on a terminal that shows nothing else.
 
-    def __init__(self) -> None:
+    shows: records are written to standard output.
+    """
+
+    def __init__(self, shows: bool) -> None:
         stdout, stderr = sys.stdout, sys.stderr
-        alone = stdout is None or not stdout.isatty()
+        alone = not shows or stdout is None or not stdout.isatty()
         self._stream = stderr if alone and stderr is not None and stderr.isatty() else None
         self._due = time.monotonic() + PROGRESS_S
         self._shown = False
