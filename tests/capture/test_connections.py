@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from helpers import captures
 from helpers.captures import Packet
 from helpers.packets import ACK, FIN, RST, SYN, C, S, Talk, ethernet
 from streamtap import ordered
-from streamtap.capture.connections import CROWDED, LINGER_NS, UNANSWERED
+from streamtap.capture.connections import CROWDED, FEW, LINGER_NS, UNANSWERED
 from streamtap.model import Chunk, Closed, Direction, Gap, Opened
 from streamtap.ordered import choose, open_source
+from streamtap.reading import Keeping
 
 MOST_S = 10  # of processor time: a tenth of it is plenty, and what it replaced took minutes
 
@@ -87,6 +89,29 @@ def test_who_was_silent_longest_is_given_up(tmp_path: Path) -> None:
     source = open_source([written(tmp_path / "many.pcap", packets)], choose(), max_flows=8)
     closed = [item.flow_id for items in source for item in items if isinstance(item, Closed)]
     assert (closed, source.evicted) == ([2], 1)
+    source.close()
+
+
+def test_no_more_are_open_than_may_be_also_where_a_stretch_has_many(tmp_path: Path) -> None:
+    """And none of them is refused."""
+    talks = [Talk(("10.0.0.2", 1024 + number)) for number in range(1000)]
+    packets = [packet for talk in talks for packet in (*talk.opening(), talk.c(0, b"hello"))]
+    path = written(tmp_path / "many.pcap", packets + [talk.c(5, b"again") for talk in talks])
+    reading = Keeping([path], chosen=choose(), taps=[], max_flows=200)
+    for _ in reading.batches():
+        pass
+    assert (reading.flows, reading.limits, reading.bytes) == (1000, 0, 10_000)
+    reading.close()
+    source = open_source([path], choose(), max_flows=200)
+    still: set[int] = set()
+    most = 0
+    for item in chain.from_iterable(source):
+        if isinstance(item, Opened):
+            still.add(item.flow.flow_id)
+        elif isinstance(item, Closed):
+            still.remove(item.flow_id)
+        most = max(most, len(still))
+    assert most <= 200 + FEW
     source.close()
 
 

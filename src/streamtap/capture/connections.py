@@ -79,6 +79,10 @@ class Connections:
             elif connection is not None:
                 self._note_acks(connection, batch, first, last)
             if len(items) >= FEW:
+                # By now all have been taken that spoke before this one, so that it is known who was
+                # silent longest.
+                if len(table) >= self._max_flows:
+                    self._evict(items)
                 yield items
                 items = []
         yield items

@@ -20,7 +20,8 @@ _RAW = 101  # LINKTYPE_RAW
 
 class OfflineSource:
     """Reads captures. Iterating gives what each stretch tells, in order per flow; `finish` closes
-    what is open at the end.
+    what is open at the end. Where there are too many flows, a stretch is told in parts, so that
+    those that were given up are gone before others come.
 
     acknowledgements: every segment has its own. packets: how many were read.
     """
@@ -43,7 +44,14 @@ class OfflineSource:
 
     def __iter__(self) -> Iterator[list[Item]]:
         for found, payload in self._stretches:
-            yield [item for items in self._tell(found, payload) for item in items]
+            told, evicted = list[Item](), self.evicted
+            for items in self._tell(found, payload):
+                told += items
+                if self.evicted != evicted:
+                    evicted = self.evicted
+                    yield told
+                    told = []
+            yield told
 
     def pieces(self) -> Iterator[list[Item]]:
         """The same in small pieces, which is faster for who looks at one flow at a time: what one

@@ -62,7 +62,6 @@ class Runs(NamedTuple):
     ends, times_ns: of the packets of all runs: where each ends, from the run's first byte, and
         the time at which it, and all before it in its part of the strand, had come. Empty where
         nobody asked for boundaries.
-    repeated: segments that came twice within the batch and are left out.
     """
 
     packet: NDArray[np.int64]
@@ -76,7 +75,6 @@ class Runs(NamedTuple):
     piece: NDArray[np.int64]
     ends: NDArray[np.int64]
     times_ns: NDArray[np.int64]
-    repeated: int
 
 
 def find_runs(
@@ -132,7 +130,6 @@ def find_runs(
         piece=np.append(starts, len(said)) if boundaries else np.zeros(len(starts) + 1, np.int64),
         ends=total[1:] - np.repeat(total[starts], stops - starts) if boundaries else none,
         times_ns=came if boundaries else none,
-        repeated=len(again),
     )
     source, destination = segments.source[heads], segments.destination[heads]
     ports = gather(packets.data, segments.tcp[heads], _PORTS)
