@@ -77,7 +77,7 @@ def listen(source: Source, *, remote: bool) -> tuple[Listener, Wanted]:
     wanted = Wanted(None, Content.FULL)
     listening = Listening(wanted)
     if remote:
-        return Remote(source, listening, wanted), wanted  # type: ignore[arg-type]
+        return Remote(source, listening), wanted  # type: ignore[arg-type]
     return Local(source, listening), wanted  # type: ignore[arg-type]
 
 

@@ -9,18 +9,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
+from streamtap.capture.connections import Item
 from streamtap.capture.forking import Fork
 from streamtap.capture.offline import OfflineSource
 from streamtap.errors import CaptureFileError, StreamtapError
 from streamtap.model import Opened
-from streamtap.pipeline import Listening, Wanted, Word, WordReader, write_words
+from streamtap.pipeline import Listening, Word, WordReader, write_words
 
+T = TypeVar("T")
 AHEAD = 2  # stretches that may be heard and not yet told
-SOME = 256  # words that are written, and told, at a time: they stay in a processor's own cache
 
 
 class Heard(msgspec.Struct, frozen=True):
@@ -71,12 +72,12 @@ class Local:
         self._listening = listening
 
     def stretches(self, stop: Stop) -> Iterator[Stretch]:
-        for heard, words in self.heard(stop):
+        for heard, words in self.heard(self._listening.feed, stop):
             yield heard, (words,)
 
-    def heard(self, stop: Stop) -> Iterator[tuple[Heard, list[Word]]]:
-        """The words of each stretch in one piece."""
-        source, listening = self._source, self._listening
+    def heard(self, hear: Callable[[list[Item]], T], stop: Stop) -> Iterator[tuple[Heard, T]]:
+        """What `hear` makes of each stretch."""
+        source, table = self._source, self._listening.table
         began_ns: int | None = None
         for items in source:
             if began_ns is None:
@@ -84,12 +85,16 @@ class Local:
                     (item.flow.opened_ns for item in items if type(item) is Opened),
                     default=source.now_ns,
                 )
-            words = listening.feed(items)
-            yield heard_of(source, listening.table.opened, began_ns), words
+            words = hear(items)
+            yield heard_of(source, table.opened, began_ns), words
             if stop():
                 break
-        words = listening.feed(source.finish())
-        yield heard_of(source, listening.table.opened, began_ns, last=True), words
+        words = hear(source.finish())
+        yield heard_of(source, table.opened, began_ns, last=True), words
+
+    def written(self, stop: Stop) -> Iterator[tuple[Heard, list[bytes]]]:
+        """The words of each stretch in pieces, for a `WordReader`."""
+        return self.heard(lambda items: list(write_words(self._listening.hear(items))), stop)
 
     def close(self) -> None:
         self._source.close()
@@ -125,13 +130,10 @@ _TOLD, _STOP = b"", b"stop"  # what is said to the process that hears
 
 
 class Remote:
-    """Hears captures in a process of its own, which is forked here.
+    """Hears captures in a process of its own, which is forked here."""
 
-    wanted: how much is told of what it heard.
-    """
-
-    def __init__(self, source: OfflineSource, listening: Listening, wanted: Wanted) -> None:
-        self._reader = WordReader(wanted)
+    def __init__(self, source: OfflineSource, listening: Listening) -> None:
+        self._reader = WordReader()
         self._files = [os.memfd_create("streamtap", os.MFD_CLOEXEC) for _ in range(AHEAD)]
         local = Local(source, listening)
         self._fork = Fork(partial(_listen, local=local, files=tuple(self._files)))
@@ -159,7 +161,7 @@ class Remote:
                 pipe.send_bytes(_STOP)
             pipe.send_bytes(_TOLD)
 
-    def _pieces(self, file: int, lengths: Sequence[int]) -> Iterator[Iterator[Word]]:
+    def _pieces(self, file: int, lengths: Sequence[int]) -> Iterator[Iterable[Word]]:
         at = 0
         for length in lengths:
             yield self._reader.read(os.pread(file, length, at))
@@ -201,17 +203,14 @@ def _listen(pipe: Connection, *, local: Local, files: Sequence[int]) -> None:
     teller = _Teller(pipe)
     encode = msgspec.msgpack.Encoder().encode
     try:
-        for turn, (heard, words) in enumerate(local.heard(teller.is_done)):
+        for turn, (heard, pieces) in enumerate(local.written(teller.is_done)):
             while teller.told + AHEAD <= turn:
                 teller.heed()
             file = files[turn % AHEAD]
             at = 0
-            pieces: list[int] = []
-            for begin in range(0, len(words), SOME):
-                piece = write_words(words[begin : begin + SOME])
+            for piece in pieces:
                 at += _write(file, piece, at)
-                pieces.append(len(piece))
-            pipe.send_bytes(encode(_Written(heard, pieces)))
+            pipe.send_bytes(encode(_Written(heard, [len(piece) for piece in pieces])))
         while True:  # until nobody is there any more
             teller.heed()
     finally:

@@ -122,7 +122,7 @@ class Reading(_Captures):
         )
         self._listener: Listener
         if source.is_long and not taps:  # these want what is heard here
-            self._listener = Remote(source, listening, places)
+            self._listener = Remote(source, listening)
         else:
             self._listener = Local(source, listening)
 

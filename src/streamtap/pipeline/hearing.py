@@ -64,7 +64,8 @@ class Hearing:
     def turn(self, steps: list[Step]) -> Word:
         """The steps of one flow of which only bursts are told, and in which both ends spoke: the
         shortest way, for in a chat every message is a turn."""
-        speech = steps[0][1].parser
+        _, state, _, _ = steps[0]
+        speech = state.parser
         assert speech is not None
         arrivals: list[tuple[int, Direction, int, int]] = []
         for _, _, direction, run in steps:
@@ -73,7 +74,7 @@ class Hearing:
             speech.offsets[direction] = ends[-1]
             arrivals += zip(times, repeat(direction), (offset, *ends), ends, strict=False)
         arrivals.sort(key=time_of)
-        return arrivals[0][0], speech.voice, TO_SERVER, Turned(arrivals)
+        return arrivals[0][0], state.flow.flow_id, TO_SERVER, Turned(arrivals)
 
     def end(self, state: State, time_ns: int, said: list[Word]) -> None:
         """There will be no more of a flow: what waited, and what its parser holds."""
@@ -81,7 +82,7 @@ class Hearing:
 
     def stay_plain(self, state: State, speech: Speech) -> None:
         """It is decided that no parser knows what the flow says."""
-        full = speech.voice.content is FULL
+        full = speech.content is FULL
         speech.unheard = not self.wanted.plain
         speech.plain = not (full or self.wanted.events)
         self._copy(state, Policy.FULL if full else Policy.COUNT)
@@ -90,12 +91,12 @@ class Hearing:
 class _Ear:
     """Hears one flow, and puts what it says behind `said`."""
 
-    __slots__ = ("_hearing", "_said", "_state", "_voice", "speech")
+    __slots__ = ("_flow_id", "_hearing", "_said", "_state", "speech")
 
     def __init__(self, hearing: Hearing, state: State, said: list[Word]) -> None:
         assert state.parser is not None
         self.speech = state.parser
-        self._voice = state.parser.voice
+        self._flow_id = state.flow.flow_id
         self._hearing = hearing
         self._state = state
         self._said = said
@@ -138,7 +139,7 @@ class _Ear:
             self._fail(error, time_ns)
 
     def _say(self, time_ns: int, direction: Direction, told: Event | Told | Scoped) -> None:
-        self._said.append((time_ns, self._voice, direction, told))
+        self._said.append((time_ns, self._flow_id, direction, told))
 
     def _fail(self, error: Exception, time_ns: int) -> None:
         """From now on the flow is plain send and receive."""
@@ -208,7 +209,7 @@ class _Ear:
         """Bytes to their parser; each event has the time of the segment that completed it."""
         assert isinstance(run, tuple)
         offset, data, ends, times = run
-        speech, voice, said = self.speech, self._voice, self._said
+        speech, flow_id, said = self.speech, self._flow_id, self._said
         assert data is not None
         assert speech.parser is not None
         speech.offsets[direction] = ends[-1]
@@ -220,7 +221,7 @@ class _Ear:
                 end = event.offset + event.length
                 when = times[min(bisect_left(ends, end), last)]
                 part = view[max(0, event.offset - offset) : max(0, end - offset)]
-                said.append((when, voice, direction, Shown(event, part)))
+                said.append((when, flow_id, direction, Shown(event, part)))
             return
         last = len(ends) - 1
         at = 0
@@ -231,7 +232,7 @@ class _Ear:
                     at += 1  # mostly the next segment holds the next event
                     if ends[at] < end:
                         at = min(bisect_left(ends, end, at), last)
-            said.append((times[at], voice, direction, event))
+            said.append((times[at], flow_id, direction, event))
 
     def _hear_plain(self, direction: Direction, run: Run) -> None:
         """Plain send and receive: how much and when is all there is to know, whether the bytes
@@ -243,7 +244,7 @@ class _Ear:
         begin = offset
         for end, when in zip(ends, times, strict=True):
             event = OpaqueData(offset=offset, length=end - offset)
-            if data is not None and self.speech.voice.content is FULL:
+            if data is not None and self.speech.content is FULL:
                 shown = memoryview(data)[offset - begin : end - begin]
                 self._say(when, direction, Shown(event, shown))
             else:

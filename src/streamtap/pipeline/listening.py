@@ -5,7 +5,7 @@ bytes go to its parser and become words, each with its time. What all flows said
 of time.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from streamtap.demux import Demux, Tap
 from streamtap.events import StreamLimit
@@ -26,7 +26,7 @@ from streamtap.pipeline.hearing import Hearing
 from streamtap.pipeline.speech import Speech
 from streamtap.pipeline.steps import State, Step, first_ns, in_order, is_plain
 from streamtap.pipeline.wanted import Wanted
-from streamtap.pipeline.words import Begun, Ended, Note, Voice, Word
+from streamtap.pipeline.words import NOBODY, Begun, Ended, Note, Word
 from streamtap.protocols import Limits, by_name
 from streamtap.streams import Reassembler
 
@@ -71,7 +71,7 @@ class Listening:
         self._refused = 0
         self._refused_due_ns = 0
         self._flows: dict[int, list[Step]] = {}  # of the batch, in the order of their flows
-        self._said: list[Word] = []  # of the batch
+        self._said: list[Word] = []  # of the batch, about no flow
 
     # --- what is wanted --------------------------------------------------------------------------
 
@@ -91,31 +91,38 @@ class Listening:
             self._plan(state, state.parser)
 
     def _plan(self, state: State, speech: Speech) -> None:
-        speech.voice.content = self._wanted.content_of(state.flow)
+        speech.content = self._wanted.content_of(state.flow)
         if speech.is_plain and not speech.secondary:
             self._hearing.stay_plain(state, speech)
 
     # --- items to runs, runs to words ------------------------------------------------------------
 
     def feed(self, items: Iterable[Opened | Segment | Closed | Scoped]) -> list[Word]:
-        """The words that a batch gives. Views in it are in these words, and nowhere else."""
+        """The words that a batch gives, in the order of time. Views in it are in these words, and
+        nowhere else."""
+        return in_order([word for words in self.hear(items) for word in words])
+
+    def hear(self, items: Iterable[Opened | Segment | Closed | Scoped]) -> Iterator[Sequence[Word]]:
+        """The same flow by flow: what each says is in stream order."""
         closed = self._demux.feed(items)
         flows, self._flows = self._flows, {}
-        said, self._said = self._said, []
+        general, self._said = self._said, []
+        yield general
         for own in flows.values():
             if is_plain(own):
-                said.append(self._hearing.turn(own))
+                yield (self._hearing.turn(own),)
                 continue
             if type(own[0][3]) is Begun and len(own) > 1:
                 # What came with the handshake was seen before the opening was: that goes first.
                 begin_ns = min(own[0][0], *map(first_ns, own[1:]))
                 own[0] = (begin_ns, *own[0][1:])
+            said: list[Word] = []
             self._hearing.hear(own, said)
+            yield said
         for item in closed:
             # After all that the flow said, whatever the clocks of the two hooks say.
             last_ns = max((step[0] for step in flows.get(item.flow_id, ())), default=0)
-            self._close(item, last_ns, said)
-        return in_order(said)
+            yield self._close(item, last_ns)
 
     def give(self, state: State, direction: Direction, items: Sequence[StreamItem]) -> None:
         """What a direction says next, kept until the batch has come."""
@@ -159,27 +166,26 @@ class Listening:
             self._refused = self.table.refused
             self._refused_due_ns = flow.opened_ns + LIMIT_PAUSE_NS
             body = StreamLimit(limit="flows", value=self._max_flows, count=count)
-            self._said.append((flow.opened_ns, None, Direction.TO_SERVER, Note(body)))
+            self._said.append((flow.opened_ns, NOBODY, Direction.TO_SERVER, Note(body)))
 
     def begin(self, state: State, opened: Opened) -> None:
         """A flow begins: who listens to it, and what passed before."""
         flow = state.flow
         secondary = not state.primary and not self._both_ends
         protocol = self._wanted.terms_of(flow).protocol
-        voice = Voice(flow, self._wanted.content_of(flow), state.peer)
         state.parser = Speech(
-            voice,
             self._limits,
             secondary=secondary,
+            content=self._wanted.content_of(flow),
             forced=by_name(protocol) if protocol else self._forced,
         )
-        if state.paired is not None and state.paired.parser is not None:
-            voice.meet(state.paired.parser.voice)
+        pair = NOBODY if state.paired is None else state.paired.flow.flow_id
         if secondary:
             # Nobody will look at the bytes of this flow: let them be counted, not copied.
             self._copy(state, Policy.COUNT)
         steps = self._flows.setdefault(flow.flow_id, [])
-        steps.append((flow.opened_ns, state, Direction.TO_SERVER, Begun(flow)))
+        begun = Begun(flow, state.peer, pair)
+        steps.append((flow.opened_ns, state, Direction.TO_SERVER, begun))
         for direction in Direction:
             if opened.offsets[direction]:
                 gap = Gap(0, opened.offsets[direction], "midstream", flow.opened_ns)
@@ -190,26 +196,27 @@ class Listening:
         step = (scoped.time_ns, state, Direction.TO_SERVER, scoped)
         self._flows.setdefault(scoped.flow_id, []).append(step)
 
-    def _close(self, closed: Closed, last_ns: int, said: list[Word]) -> None:
+    def _close(self, closed: Closed, last_ns: int) -> list[Word]:
         """A flow ends: what is left of it is heard, then it has ended."""
+        words: list[Word] = []
         ending = self._demux.close(closed)
         if ending is None:
-            return  # what came early for it will not be claimed
+            return words  # what came early for it will not be claimed
         state, speech = ending.state, ending.state.parser
         assert speech is not None
         left: dict[int, list[Step]] = {}
         for direction in Direction:
             self._collect(state, direction, ending.items[direction], left)
-        words: list[Word] = []
         for steps in left.values():
             self._hearing.hear(steps, words)
         if not speech.secondary:
             self._hearing.end(state, closed.time_ns, words)
         for time_ns, *_ in words:
             last_ns = max(last_ns, time_ns)
-        said += words
+        time_ns = max(closed.time_ns, last_ns)
         ended = Ended(closed, ending.certificate)
-        said.append((max(closed.time_ns, last_ns), speech.voice, Direction.TO_SERVER, ended))
+        words.append((time_ns, closed.flow_id, Direction.TO_SERVER, ended))
+        return words
 
     def _copy(self, state: State, policy: Policy) -> None:
         if self._set_policy is not None and state.policy is not policy:

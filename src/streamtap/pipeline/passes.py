@@ -78,19 +78,22 @@ class Pipeline:
     def set_places(self, places: Places | None) -> None:
         """Where records are wanted from now on."""
         self._wanted.choose(places)
-        self._listening.plan()
+        self._plan()
 
     def set_content(self, content: Content) -> None:
         """The most that any record tells from now on."""
         self._wanted.content = content
-        self._telling.set_content(content)
-        self._listening.plan()
+        self._plan()
 
     def set_filters(self, filters: Mapping[str, Terms]) -> None:
         """What holds for the flows of some filters, by name: of what they tell at once, of how
         they are parsed for those that open from now on."""
         self._wanted.filters = dict(filters)
+        self._plan()
+
+    def _plan(self) -> None:
         self._listening.plan()
+        self._telling.plan()
 
     def feed(self, items: Iterable[Opened | Segment | Closed | Scoped]) -> list[Record]:
         """The records that a batch gives. Views in it are not kept beyond this call."""

@@ -3,8 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 
-from streamtap.model import Direction, Gap
-from streamtap.pipeline.words import Voice
+from streamtap.model import Content, Direction, Gap
 from streamtap.protocols import Limits, Parser, detect
 
 OPAQUE = "opaque"
@@ -18,10 +17,11 @@ Run = tuple[int, bytes | memoryview | None, Sequence[int], Sequence[int]] | Gap
 class Speech:
     """What is known of the protocol of a flow; until it is, what the flow said so far.
 
-    voice: the flow as it is told. name: of the protocol; "" while it is not decided.
+    name: of the protocol; "" while it is not decided.
     secondary: the other end of the connection tells the same, and is told in its stead.
     plain: bursts are all that is told of it: no parser knows it, and nobody wants every arrival.
     fluent: its protocol is understood, and what it says is told.
+    content: the most that is told of it.
     unheard: nobody wants what it says: its bytes are counted and go no further.
     offsets: where each direction is, as far as it went to a parser.
     looks: so many more runs of a flow joined midstream, and not understood at first, may show what
@@ -32,6 +32,7 @@ class Speech:
         "_heads",
         "_limits",
         "_waiting",
+        "content",
         "fluent",
         "forced",
         "looks",
@@ -41,20 +42,19 @@ class Speech:
         "plain",
         "secondary",
         "unheard",
-        "voice",
     )
 
     def __init__(
         self,
-        voice: Voice,
         limits: Limits,
         *,
         secondary: bool,
+        content: Content,
         forced: type[Parser] | None = None,
     ) -> None:
         """forced: the parser, whatever the bytes are."""
         self.secondary = secondary
-        self.voice = voice
+        self.content = content
         self.forced = forced
         self.fluent = False
         self.plain = False

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import itemgetter
 
 import numpy as np
@@ -48,8 +48,13 @@ def in_order(said: list[Word]) -> list[Word]:
     if len(said) < MANY:
         said.sort(key=time_of)
         return said
-    times = np.fromiter(map(time_of, said), np.int64, len(said))
-    return [said[at] for at in np.argsort(times, kind="stable").tolist()]
+    return [said[at] for at in order_of(map(time_of, said))]
+
+
+def order_of(times_ns: Iterable[int]) -> list[int]:
+    """The places of times in their order; of equal ones, as they came."""
+    order: list[int] = np.argsort(np.fromiter(times_ns, np.int64), kind="stable").tolist()
+    return order
 
 
 class Turns(Iterator[Step]):

@@ -23,6 +23,7 @@ from streamtap.patterns import Conversations, Meaning, clean
 from streamtap.pipeline.hearing import confidence, failure
 from streamtap.pipeline.speech import Speech
 from streamtap.pipeline.steps import State
+from streamtap.pipeline.voice import Voice
 from streamtap.pipeline.wanted import Wanted
 from streamtap.pipeline.words import (
     Begun,
@@ -32,13 +33,12 @@ from streamtap.pipeline.words import (
     Shown,
     Told,
     Turned,
-    Voice,
     Word,
 )
 from streamtap.protocols.opaque import OpaqueData
 
 # By the very type: to ask for an instance of a Struct costs as much as to make one.
-_NO_EVENTS = frozenset({Begun, Break, Ended, Note, Scoped, Shown, Turned})
+_NO_EVENTS = frozenset({Break, Ended, Note, Scoped, Shown, Turned})
 _record_time = attrgetter("time_ns")
 
 
@@ -64,9 +64,14 @@ class Telling:
         self._voices: dict[int, Voice] = {}  # of the flows that have begun, by their ids
         self._out: list[Record] = []
 
-    def set_content(self, content: Content) -> None:
-        """The most that is told of what was said from now on."""
-        self._conversations.set_content(content)
+    def plan(self) -> None:
+        """What is wanted has changed."""
+        self._conversations.set_content(self._wanted.content)
+        for voice in self._voices.values():
+            self._plan(voice)
+
+    def _plan(self, voice: Voice) -> None:
+        voice.content = self._wanted.content_of(voice.flow)
 
     @property
     def pending(self) -> bool:
@@ -75,11 +80,11 @@ class Telling:
 
     def tell(self, said: Iterable[Word]) -> None:
         """Words in the order of time."""
-        interpret, wanted = self._conversations.interpret, self._wanted
-        for time_ns, voice, direction, told in said:
+        interpret, wanted, voices = self._conversations.interpret, self._wanted, self._voices
+        for time_ns, flow_id, direction, told in said:
+            voice = voices.get(flow_id)
             if voice is None:
-                assert isinstance(told, Note)
-                self.emit(time_ns, told.body)
+                self._introduce(time_ns, told)
                 continue
             try:
                 kind = type(told)
@@ -94,6 +99,19 @@ class Telling:
                     self._tell(voice, direction, cast(Event, told), time_ns)
             except Exception as error:  # no bytes may end a watch: it is ours to mend
                 self._break(voice, error, time_ns)
+
+    def _introduce(self, time_ns: int, told: Event | Told | Scoped) -> None:
+        """What is about no flow, or about a new one."""
+        if type(told) is Note:
+            self.emit(time_ns, told.body)
+            return
+        assert type(told) is Begun
+        flow = told.flow
+        voice = Voice(flow, self._wanted.content_of(flow), told.peer)
+        if (other := self._voices.get(told.pair)) is not None:
+            voice.meet(other)
+        self._voices[flow.flow_id] = voice
+        self.emit(time_ns, FlowOpened(midstream=flow.midstream), voice)
 
     def _tell(
         self,
@@ -132,13 +150,11 @@ class Telling:
             self.emit(time_ns, told.body, voice, side)
         elif type(told) is Break:
             self._give(self._conversations.gap(voice.flow, direction, time_ns), voice)
-        elif type(told) is Begun:
-            self._voices[voice.flow.flow_id] = voice
-            self.emit(time_ns, FlowOpened(midstream=voice.flow.midstream), voice)
         elif type(told) is Ended:
             self._end(voice, told)
         elif type(told) is Scoped:
             voice.rescope(told)
+            self._plan(voice)
             if self._rescoped is not None:
                 self._rescoped(voice.flow)
 
@@ -169,7 +185,7 @@ class Telling:
             missing_ranges=certificate.missing_ranges,
         )
         self.emit(closed.time_ns, body, voice)
-        self._voices.pop(voice.flow.flow_id, None)
+        del self._voices[voice.flow.flow_id]
 
     def tick(self, now_ns: int) -> None:
         """Time has come to `now_ns`."""
@@ -186,7 +202,7 @@ class Telling:
         return found
 
     def _stand(self, state: State, speech: Speech, now_ns: int) -> None:
-        voice = speech.voice
+        voice = self._voices[state.flow.flow_id]
         self._put(now_ns, FlowOpened(midstream=True), voice)
         for direction in Direction:
             passed = state.streams[direction].offset

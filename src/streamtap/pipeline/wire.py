@@ -1,61 +1,70 @@
 """Words written down, for another process that tells them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Union
 
 import msgspec
 
 from streamtap.events import Event
 from streamtap.model import Direction
-from streamtap.pipeline.wanted import Wanted
-from streamtap.pipeline.words import Begun, Break, Ended, Note, Shown, Turned, Voice, Word
+from streamtap.pipeline.steps import order_of
+from streamtap.pipeline.words import Begun, Break, Ended, Note, Shown, Turned, Word
 from streamtap.protocols import event_types
 
-NOBODY = -1  # instead of a flow's id
+SOME = 256  # words of a piece: they stay in a processor's own cache
 
 _encode = msgspec.msgpack.Encoder().encode
-# Time, flow, direction, what is told, and the bytes of what is shown.
-_Written = tuple[int, int, Direction, object, bytes | None]
 
 
-def write_words(words: Sequence[Word]) -> bytes:
-    """Words of flows of captures, in one piece."""
-    written: list[_Written] = []
-    for time_ns, voice, direction, told in words:
-        flow_id = NOBODY if voice is None else voice.flow.flow_id
-        if type(told) is Shown:
-            written.append((time_ns, flow_id, direction, told.told, bytes(told.data)))
-        else:
-            written.append((time_ns, flow_id, direction, told, None))
-    return _encode(written)
+class _Displayed(msgspec.Struct, frozen=True, tag_field="event", tag="shown", gc=False):
+    """`Shown`, whose event is written by itself."""
+
+    told: msgspec.Raw
+    data: memoryview
+
+
+def write_words(said: Iterable[Sequence[Word]]) -> Iterator[bytes]:
+    """What each flow said, as pieces in the order of time over all of them."""
+    times: list[int] = []
+    written: list[bytes] = []
+    for words in said:  # at once: a processor has them at hand still
+        for word in words:
+            times.append(word[0])
+            written.append(_write(word))
+    order = order_of(times)
+    for begin in range(0, len(order), SOME):
+        some = order[begin : begin + SOME]
+        # An array of MessagePack, with 32 bits of length.
+        yield b"".join((b"\xdd", len(some).to_bytes(4), *(written[at] for at in some)))
+
+
+def _write(word: Word) -> bytes:
+    told: object
+    time_ns, flow_id, direction, told = word
+    if type(told) is Shown:
+        told = _Displayed(msgspec.Raw(_encode(told.told)), told.data)
+    return _encode((time_ns, flow_id, direction, told))
 
 
 class WordReader:
-    """Reads what `write_words` wrote, piece by piece in its order: each flow has one voice, from
-    where it begins to where it ends.
+    """Reads the pieces that `write_words` gave."""
 
-    wanted: how much is told of a flow.
-    """
+    def __init__(self) -> None:
+        events: Any = Union[event_types()]  # noqa: UP007
+        told: Any = events | Begun | Break | Ended | Note | Turned | _Displayed
+        self._decode = msgspec.msgpack.Decoder(list[tuple[int, int, Direction, told]]).decode
+        self._decode_event = msgspec.msgpack.Decoder(events).decode
 
-    def __init__(self, wanted: Wanted) -> None:
-        self._wanted = wanted
-        told: Any = Union[(Begun, Break, Ended, Note, Turned, *event_types())]
-        self._decode = msgspec.msgpack.Decoder(
-            list[tuple[int, int, Direction, told, memoryview | None]]
-        ).decode
-        self._voices: dict[int, Voice] = {}
+    def read(self, data: bytes) -> Iterable[Word]:
+        """The words, in their order."""
+        words: list[tuple[int, int, Direction, Any]] = self._decode(data)
+        if any(type(word[3]) is _Displayed for word in words):
+            return [self._whole(word) for word in words]
+        return words
 
-    def read(self, data: bytes) -> Iterator[Word]:
-        """The words, one after the other."""
-        voices = self._voices
-        for time_ns, flow_id, direction, told, shown in self._decode(data):
-            voice = voices.get(flow_id)
-            if voice is None and flow_id != NOBODY:
-                assert isinstance(told, Begun)
-                voice = voices[flow_id] = Voice(told.flow, self._wanted.content_of(told.flow))
-            if shown is not None:
-                assert isinstance(told, Event)
-                told = Shown(told, shown)
-            elif type(told) is Ended:
-                del voices[flow_id]
-            yield time_ns, voice, direction, told
+    def _whole(self, word: tuple[int, int, Direction, Any]) -> Word:
+        time_ns, flow_id, direction, told = word
+        if type(told) is not _Displayed:
+            return word
+        event: Event = self._decode_event(told.told)
+        return time_ns, flow_id, direction, Shown(event, told.data)

@@ -3,71 +3,20 @@
 Words may cross to another process: they hold no more than can be written down.
 """
 
-from typing import Literal
-
 import msgspec
-from msgspec.structs import replace
 
 from streamtap.events import (
     Event,
     FlowIdentified,
-    FlowInfo,
     ParserFailed,
     StreamGap,
     StreamLimit,
     StreamOverlap,
 )
 from streamtap.flows import Certificate
-from streamtap.model import App, Closed, Content, Direction, Flow, Role, Scoped
+from streamtap.model import App, Closed, Direction, Flow, Scoped
 
-SIDES: dict[Role, tuple[Literal["sent", "received"], Literal["sent", "received"]]] = {
-    Role.CLIENT: ("sent", "received"),
-    Role.SERVER: ("received", "sent"),
-}
-
-
-class Voice:
-    """A flow as it is told.
-
-    flow, info: the flow, and what records have of it; peer: the application at the other end.
-    sides: what they call each direction. content: the most that they tell.
-    protocol: "" until it was told. other: the voice of the connection's other end, if that is
-    followed too.
-    broken: what its parser gave could not be told; it is told as plain bytes.
-    """
-
-    __slots__ = ("broken", "content", "flow", "info", "other", "protocol", "sides")
-
-    def __init__(self, flow: Flow, content: Content, peer: App | None = None) -> None:
-        self.flow = flow
-        self.info = FlowInfo(
-            app=flow.app,
-            flow=f"{flow.flow_id:x}",
-            local=str(flow.local),
-            remote=str(flow.remote),
-            role=flow.role.value,
-            peer=peer,
-            filters=flow.filters,
-        )
-        self.sides = SIDES[flow.role]
-        self.content = content
-        self.protocol = ""
-        self.other: Voice | None = None
-        self.broken = False
-
-    def meet(self, other: "Voice") -> None:
-        """The other end of the connection is open too."""
-        self.other, other.other = other, self
-        other.info = replace(other.info, peer=self.flow.app)
-
-    def rescope(self, scoped: Scoped) -> None:
-        """It is in other filters from now on."""
-        flow = self.flow
-        app = replace(flow.app, filter=scoped.filter) if flow.app else None
-        self.flow = replace(flow, app=app, filters=scoped.filters)
-        self.info = replace(self.info, app=app, filters=scoped.filters)
-        if self.other is not None:
-            self.other.info = replace(self.other.info, peer=app)
+NOBODY = -1  # instead of a flow's id, where it is about none
 
 
 class Told(msgspec.Struct, frozen=True, tag_field="event", gc=False):
@@ -75,9 +24,12 @@ class Told(msgspec.Struct, frozen=True, tag_field="event", gc=False):
 
 
 class Begun(Told, frozen=True, tag="begun"):
-    """A flow begins."""
+    """A flow begins. peer: the application at the other end; pair: the other end's flow, where that
+    is open too."""
 
     flow: Flow
+    peer: App | None = None
+    pair: int = NOBODY
 
 
 class Note(Told, frozen=True, tag="note"):
@@ -112,5 +64,5 @@ class Ended(Told, frozen=True, tag="ended"):
     certificate: Certificate
 
 
-# Its time first; then whose it is, None where it is about no flow.
-Word = tuple[int, Voice | None, Direction, Event | Told | Scoped]
+# Its time first; then the id of the flow that says it.
+Word = tuple[int, int, Direction, Event | Told | Scoped]
