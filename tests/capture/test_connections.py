@@ -11,6 +11,7 @@ from helpers import captures
 from helpers.captures import Packet
 from helpers.packets import ACK, FIN, RST, SYN, C, S, Talk, ethernet
 from streamtap import ordered
+from streamtap.capture import batch
 from streamtap.capture.connections import CROWDED, FEW, LINGER_NS, UNANSWERED
 from streamtap.model import Chunk, Closed, Direction, Gap, Opened
 from streamtap.ordered import choose, open_source
@@ -113,6 +114,21 @@ def test_no_more_are_open_than_may_be_also_where_a_stretch_has_many(tmp_path: Pa
         most = max(most, len(still))
     assert most <= 200 + FEW
     source.close()
+
+
+def test_many_connections_are_taken_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packets: list[bytes] = []
+    for number in range(20):
+        talk = Talk(("10.0.0.2", 1024 + number))
+        packets += [*talk.opening(), talk.c(0, b"hello"), talk.s(0, b"you"), talk.c(5, b"!")]
+    packets += [packet for at in range(6) for packet in packets[at::6]]  # and all of it again
+    path = written(tmp_path / "many.pcap", packets)
+    at_once = list(ordered.streams(path, segments=True))
+    monkeypatch.setattr(batch, "STRANDS", 3)
+    assert list(ordered.streams(path, segments=True)) == at_once
+    assert len(at_once) == 20 * 3
 
 
 def cheap(path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a stretch of a capture says, as lists: the columns of `runs` for Python to walk."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +20,7 @@ SERVER_PORTS = frozenset(
         *(1433, 1521, 3306, 3389, 5432, 5900, 6379, 9092, 9200, 11211, 27017),
     )
 )
+STRANDS = 1 << 14  # of a batch, or a few more
 # Of a strand's first packet: whose it is, its way (see `Strands`), its source and destination.
 First = tuple[App | None, int, Endpoint, Endpoint]
 
@@ -97,6 +98,36 @@ class Batch:
         """By the ports alone."""
         source, destination = self.source_port[strand], self.destination_port[strand]
         return (not _serves(destination), destination) <= (not _serves(source), source)
+
+
+def batches(strands: Strands, runs: Runs, payload: Payload, apps: Sequence[App]) -> Iterator[Batch]:
+    """The same in parts of whole connections, for lists take ten times the memory of columns."""
+    first, count = 0, len(strands.low)
+    while first < count:
+        last = min(first + STRANDS, count)
+        while last < count and (
+            strands.low[last] == strands.low[last - 1]
+            and strands.high[last] == strands.high[last - 1]
+        ):
+            last += 1
+        begin, end = int(strands.run[first]), int(strands.run[last])
+        piece, stop = int(runs.piece[begin]), int(runs.piece[end])
+        of_strands: Any = slice(first, last)
+        of_runs: Any = slice(begin, end)
+        yield Batch(
+            Strands(*(column[of_strands] for column in strands))._replace(
+                run=strands.run[first : last + 1] - begin
+            ),
+            Runs(*(column[of_runs] for column in runs))._replace(
+                data=runs.data[begin : end + 1],
+                piece=runs.piece[begin : end + 1] - piece,
+                ends=runs.ends[piece:stop],
+                times_ns=runs.times_ns[piece:stop],
+            ),
+            payload,
+            apps,
+        )
+        first = last
 
 
 def _by_connection(strands: Strands) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from streamtap.capture.batch import Batch
+from streamtap.capture.batch import Batch, batches
 from streamtap.capture.connection import BEHIND, Connection, Ended
 from streamtap.capture.packets import ACK, CONTROL, FIN, RST, SYN
 from streamtap.capture.payloads import Payload
@@ -63,7 +63,10 @@ class Connections:
 
         apps: of the batch's processes, of which the first stands for "not known".
         """
-        batch = Batch(strands, runs, payload, apps)
+        for batch in batches(strands, runs, payload, apps):
+            yield from self._take(batch)
+
+    def _take(self, batch: Batch) -> Iterator[list[Item]]:
         table = self._table
         items: list[Item] = []
         low, high, run = batch.low, batch.high, batch.run
@@ -86,8 +89,7 @@ class Connections:
                 yield items
                 items = []
         yield items
-        if low:
-            self._now_ns = max(self._now_ns, batch.last_ns_of_all)
+        self._now_ns = max(self._now_ns, batch.last_ns_of_all)
 
     def settle(self) -> list[Item]:
         """Closings of what had ended before the batch did, once all of the batch was taken."""
