@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -181,3 +182,20 @@ def test_a_terminal_that_shows_nothing_else_tells_how_far_a_long_file_was_read(
     os.close(ours)
     assert process.returncode == 0, shown
     assert (re.search(rb"\r *\d+%", shown) is not None) is told
+
+
+@pytest.mark.parametrize("kept", [0, 10, -5], ids=["nothing", "part of the header", "part of it"])
+def test_a_pipe_that_nobody_wants_to_read_further_is_not_damaged(
+    capture: Path, tmp_path: Path, kept: int
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    command = [*STREAMTAP, "read", str(fifo)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
+        fifo.open("wb", buffering=0) as writer,
+    ):
+        writer.write(capture.read_bytes()[:kept])
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    assert (process.returncode, b"error" in told) == (0, False), told

@@ -49,6 +49,11 @@ class Input:
         """Bytes of the file that were taken: of `size`, also where it is compressed."""
         return self._source.position
 
+    @property
+    def stopped(self) -> bool:
+        """It ended where it did because no more was wanted."""
+        return self._source.stopped
+
     def readinto(self, view: memoryview) -> int:
         """Fills the view with the bytes that are there, at least one; how many, 0 at the end.
 
@@ -145,9 +150,10 @@ class _Source:
         self.on_disk = stat.S_ISREG(mode)
         # Standard input may be a file of which another program read the beginning.
         self.position = os.lseek(self.fd, 0, os.SEEK_CUR) if self.on_disk else 0
+        self.stopped = False
         self._path = path
         self._follow = follow and self.on_disk
-        self._wait = wait
+        self._wait_for = wait
         self._ahead = b""  # of a pipe: seen, and not taken yet
 
     @property
@@ -216,6 +222,10 @@ class _Source:
         if state.st_size == position and self._path != "-" and not self._still_there(state):
             raise CaptureFileError(self.name, position, "the file was removed or replaced")
         return state.st_size > position or not self._wait(_WAIT_S)
+
+    def _wait(self, seconds: float) -> bool:
+        self.stopped = self.stopped or self._wait_for(seconds)
+        return self.stopped
 
     def _still_there(self, state: os.stat_result) -> bool:
         try:

@@ -68,6 +68,11 @@ class Reader:
         try:
             yield from self._stretches()
         except CaptureFileError as error:
+            self._note(error)
+
+    def _note(self, error: CaptureFileError) -> None:
+        """What is wrong with it; nothing, where nobody wanted to see its end."""
+        if not self.source.stopped:
             self.problem = error
 
     def _stretches(self) -> Iterator[Packets]:
@@ -113,7 +118,7 @@ class Reader:
             try:
                 count = self.source.readinto(buffer.view[used:])
             except CaptureFileError as error:
-                self.problem = error
+                self._note(error)
                 count = 0
             if not count:
                 return used, True
