@@ -25,8 +25,10 @@ class State(Enum):
 class Pairing:
     """The methods of the requests that have no response yet, and whether a tunnel began."""
 
+    __slots__ = ("_methods", "_stale", "tunnel")
+
     def __init__(self) -> None:
-        self._methods: deque[str] | None = deque()
+        self._methods: list[str] | None = []  # few: a deque takes ten times the memory
         self._stale = False
         self.tunnel = False
 
@@ -53,7 +55,7 @@ class Pairing:
         if not self._methods:
             return None
         interim = 100 <= status < 200 and status != 101
-        return self._methods[0] if interim else self._methods.popleft()
+        return self._methods[0] if interim else self._methods.pop(0)
 
     def lost(self, requests: bool) -> None:
         """Heads of one direction were lost. Requests that went before them still pair."""
@@ -65,6 +67,23 @@ class Pairing:
 
 class Half:
     """One direction: its bytes, its state, and what is ready to be told."""
+
+    __slots__ = (
+        "buffer",
+        "confirming",
+        "framing",
+        "is_request",
+        "limits",
+        "may_tunnel",
+        "ready",
+        "reason",
+        "scanned",
+        "skipped",
+        "start",
+        "start_length",
+        "state",
+        "truncated",
+    )
 
     def __init__(self, direction: Direction, limits: Limits, midstream: bool) -> None:
         self.is_request = direction is Direction.TO_SERVER
