@@ -17,6 +17,7 @@ from helpers.captures import Packet
 from helpers.commands import STREAMTAP, run
 from helpers.packets import Talk, ethernet, ipv4, tcp
 
+CAPTURES = Path(__file__).parent.parent / "captures"
 ACK = 16
 APPS = {71: ("curl", "/usr/bin/curl"), 72: ("wget", "/usr/bin/wget")}
 NAME, PATH = 2, 3  # options of a process block
@@ -59,6 +60,20 @@ def test_scopes_choose_by_the_process_of_the_capture(
     capture: Path, words: tuple[str, ...], expected: set[int]
 ) -> None:
     assert pids(str(capture), *words) == expected
+
+
+@pytest.mark.parametrize("word", ["--pid=-3", "--pid=x", "--flow=-1", "--flow=x"])
+def test_what_no_connection_can_have_is_refused(word: str, capture: Path) -> None:
+    result = run("read", word, str(capture))
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"streamtap: error: argument {word.partition('=')[0]}: ")
+
+
+def test_a_capture_without_connections_has_a_time() -> None:
+    result = run("read", "--json", "--flag", "all", str(CAPTURES / "no-tcp.pcap"))
+    times = [json.loads(line)["time_ns"] for line in result.stdout.splitlines()]
+    assert len(times) == 2
+    assert all(time_ns > 10**18 for time_ns in times)
 
 
 def test_a_cut_capture_is_read_and_then_told(capture: Path) -> None:

@@ -40,6 +40,7 @@ class OfflineSource:
         self._fragments = Fragments()
         self._whole: Mapped | None = None  # payloads of packets that came in fragments
         self._passed: Counter[str] = Counter()
+        self._last_ns = 0
         self.packets = 0
 
     def __iter__(self) -> Iterator[list[Item]]:
@@ -61,6 +62,7 @@ class OfflineSource:
 
     def _tell(self, found: Stretch, payload: Payload) -> Iterator[list[Item]]:
         self.packets += found.packets
+        self._last_ns = max(self._last_ns, found.last_ns)
         pieces = self._take(found, payload)
         if found.fragments:
             # With the rest of the stretch: what an acknowledgement in it covers is no gap yet.
@@ -120,8 +122,8 @@ class OfflineSource:
 
     @property
     def now_ns(self) -> int:
-        """Time of the latest packet."""
-        return self._connections.now_ns
+        """Time of the latest packet of a connection; while there is none, of any packet."""
+        return self._connections.now_ns or self._last_ns
 
     @property
     def dropped(self) -> int:

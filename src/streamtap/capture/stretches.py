@@ -29,14 +29,16 @@ class Fragment(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """What the packets of a stretch say. packets: how many. passed: those that hold no segment,
-    by reason. process: of each strand, in `identities`; None without process data."""
+    """What the packets of a stretch say. packets: how many; last_ns: time of the latest. passed:
+    those that hold no segment, by reason. process: of each strand, in `identities`; None without
+    process data."""
 
     strands: Strands
     runs: Runs
     fragments: tuple[Fragment, ...]
     identities: tuple[Process, ...]
     packets: int
+    last_ns: int
     passed: Counter[str]
 
 
@@ -54,7 +56,8 @@ def decode_stretch(packets: Packets, chosen: Chosen, payloads: Payloads) -> Stre
         for cut in peeled.fragments
     )
     count = len(packets.offsets)
-    return Stretch(strands, runs, fragments, packets.identities, count, peeled.passed)
+    last_ns = int(packets.times_ns.max()) if count else 0
+    return Stretch(strands, runs, fragments, packets.identities, count, last_ns, peeled.passed)
 
 
 def _apart(times_ns: NDArray[np.int64]) -> NDArray[np.int64]:

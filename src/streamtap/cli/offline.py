@@ -41,7 +41,7 @@ def read_options(parser: Parser) -> None:
     ).add_argument
     add("--exe", action="append", default=[], metavar="PATH", help="a program; a glob is allowed")
     add("--comm", action="append", default=[], metavar="NAME", help="processes with this name")
-    add("--pid", action="append", default=[], type=int, metavar="N", help="a process")
+    add("--pid", action="append", default=[], type=_pid, metavar="N", help="a process")
     add_output(parser)
 
 
@@ -88,9 +88,18 @@ def _regular(file: str | int) -> os.stat_result | None:
     return status if stat.S_ISREG(status.st_mode) else None
 
 
+def _pid(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise ArgumentTypeError(f"{text!r} is no process id")
+    return int(text)
+
+
 def _flow(text: str) -> int:
     """The number that a flow's name stands for."""
     try:
-        return int(text, 16)
+        number = int(text, 16)
     except ValueError:
-        raise ArgumentTypeError(f"{text!r} is no name of a flow: a hexadecimal number") from None
+        number = -1
+    if number < 0:
+        raise ArgumentTypeError(f"{text!r} is no name of a flow: a hexadecimal number")
+    return number
