@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtap.capture.container import Packets, Process
-from streamtap.capture.packets import Chosen, decode
+from streamtap.capture.packets import Chosen, Segments, decode
 from streamtap.capture.payloads import Payload, Payloads
 from streamtap.capture.reader import PacketSource
 from streamtap.capture.runs import Runs, Strands, find_runs
@@ -44,8 +44,8 @@ class Stretch(NamedTuple):
 
 def decode_stretch(packets: Packets, chosen: Chosen, payloads: Payloads) -> Stretch:
     """Decodes packets, whose data has `SLACK` bytes more; their payload goes to `payloads`."""
-    packets = packets._replace(times_ns=_apart(packets.times_ns))
     segments, peeled = decode(packets, chosen)
+    packets = packets._replace(times_ns=_apart(packets.times_ns, segments))
     strands, runs = find_runs(packets, segments, payloads, boundaries=chosen.boundaries)
     fragments = tuple(
         Fragment(
@@ -60,18 +60,27 @@ def decode_stretch(packets: Packets, chosen: Chosen, payloads: Payloads) -> Stre
     return Stretch(strands, runs, fragments, packets.identities, count, last_ns, peeled.passed)
 
 
-def _apart(times_ns: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The times with those that are equal a nanosecond apart, as far as there is room before the
-    next: clocks of old were coarse, and what was said in one tick has an order all the same."""
+def _apart(times_ns: NDArray[np.int64], segments: Segments) -> NDArray[np.int64]:
+    """The times of packets. Where more than one end spoke at one time, as by the coarse clocks of
+    old, those that are equal are a nanosecond apart, as far as there is room before the next: what
+    was said in one tick has an order all the same."""
     again = times_ns[1:] == times_ns[:-1]
     if not again.any():
         return times_ns
-    places = np.arange(len(times_ns))
-    begins = np.flatnonzero(np.append(True, ~again))  # of each row of equal times
-    sizes = np.diff(np.append(begins, len(times_ns)))
-    room = np.append(np.diff(times_ns[begins]), len(times_ns))
-    ranks = places - np.repeat(begins, sizes)
-    apart: NDArray[np.int64] = times_ns + np.minimum(ranks, np.repeat(room - 1, sizes).clip(0))
+    rows = np.append(0, np.cumsum(~again))  # of equal times, by packet
+    says = segments.length > 0
+    row, source, destination = (
+        column[says] for column in (rows[segments.packet], segments.source, segments.destination)
+    )
+    other = (source[1:] != source[:-1]) | (destination[1:] != destination[:-1])
+    mixed = row[1:][(row[1:] == row[:-1]) & other]
+    if not len(mixed):
+        return times_ns
+    begins = np.flatnonzero(np.append(True, ~again))
+    room = np.zeros(len(begins), np.int64)
+    room[mixed] = np.append(np.diff(times_ns[begins]), len(times_ns))[mixed] - 1
+    ranks = np.arange(len(times_ns)) - begins[rows]
+    apart: NDArray[np.int64] = times_ns + np.minimum(ranks, room.clip(0)[rows])
     return apart
 
 
