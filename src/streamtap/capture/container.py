@@ -18,7 +18,7 @@ from streamtap.capture.drops import Dropped
 # No link type that streamtap reads has larger packets; a record that claims more is damage.
 # Wireshark's and libpcap's bound is 262,144; the largest TCP segments of Linux need more (BIG TCP).
 LARGEST_PACKET = 1 << 20
-MOST_RECORDS = 1 << 17  # of a walk: each takes memory at every step, however short it is
+MOST_RECORDS = 1 << 18  # of a walk: each takes memory at every step, however short it is
 UNKNOWN_LINK = 0xFFFF  # of a packet whose interface was never described
 
 

@@ -64,23 +64,23 @@ def _apart(times_ns: NDArray[np.int64], segments: Segments) -> NDArray[np.int64]
     """The times of packets. Where more than one end spoke at one time, as by the coarse clocks of
     old, those that are equal are a nanosecond apart, as far as there is room before the next: what
     was said in one tick has an order all the same."""
-    again = times_ns[1:] == times_ns[:-1]
-    if not again.any():
-        return times_ns
-    rows = np.append(0, np.cumsum(~again))  # of equal times, by packet
-    says = segments.length > 0
-    row, source, destination = (
-        column[says] for column in (rows[segments.packet], segments.source, segments.destination)
+    says = np.flatnonzero(segments.length > 0)
+    packet, source, destination = (
+        column[says] for column in (segments.packet, segments.source, segments.destination)
     )
-    other = (source[1:] != source[:-1]) | (destination[1:] != destination[:-1])
-    mixed = row[1:][(row[1:] == row[:-1]) & other]
-    if not len(mixed):
+    times = times_ns[packet]
+    mixed = times[1:] == times[:-1]
+    mixed &= (source[1:] != source[:-1]) | (destination[1:] != destination[:-1])
+    if not mixed.any():
         return times_ns
-    begins = np.flatnonzero(np.append(True, ~again))
+    fresh = np.append(True, times_ns[1:] != times_ns[:-1])
+    begins = np.flatnonzero(fresh)
+    row = np.cumsum(fresh) - 1  # of packets of one time
     room = np.zeros(len(begins), np.int64)
-    room[mixed] = np.append(np.diff(times_ns[begins]), len(times_ns))[mixed] - 1
-    ranks = np.arange(len(times_ns)) - begins[rows]
-    apart: NDArray[np.int64] = times_ns + np.minimum(ranks, room.clip(0)[rows])
+    of_mixed = row[packet[1:][mixed]]
+    room[of_mixed] = np.append(np.diff(times_ns[begins]), len(times_ns))[of_mixed] - 1
+    ranks = np.arange(len(times_ns)) - begins[row]
+    apart: NDArray[np.int64] = times_ns + np.minimum(ranks, room.clip(0)[row])
     return apart
 
 
