@@ -51,7 +51,7 @@ class LineEncoder:
 
     def encode(self, records: Iterable[Record]) -> Iterator[bytes]:
         """The rest of each record's line, with its line feed."""
-        kinds, flows, encode = self._kinds, self._flows, encode_any
+        kinds, flows, encode = self._kinds, self._flows, _encode
         for record in records:
             body, flow = record.body, record.flow
             head, cut = kinds.get(id(body.place())) or self._new_kind(body)
@@ -60,7 +60,10 @@ class LineEncoder:
             else:
                 known = flows.get(id(flow))
                 part = known[1] if known is not None else self._new_flow(flow)
-            text = encode(body)
+            try:
+                text = encode(body)
+            except UnicodeEncodeError:
+                text = encode_any(body)
             yield b'"time_ns":%d,%b%b%b%b\n' % (
                 record.time_ns,
                 head,
