@@ -52,8 +52,10 @@ def open_source(
     wait: Wait | None = None,
     acknowledgements: bool = False,
     max_flows: int = MAX_FLOWS,
+    part: int = STRETCH,
 ) -> OfflineSource:
-    """The source of several captures as one. Raises NotFound, PermissionMissing."""
+    """The source of several captures as one. part: bytes of a long file that are decoded at a time.
+    Raises NotFound, PermissionMissing."""
     names = [os.fsdecode(path) for path in paths]
     open_ = partial(open_input, follow=follow, wait=wait)
     processes = len(os.sched_getaffinity(0))
@@ -70,7 +72,7 @@ def open_source(
             and threading.active_count() == 1  # a process with threads can't safely be forked
         ):
             # Of a part of the traffic a longer stretch holds as much as a short one of all.
-            part = STRETCH * (4 if chosen.ports or chosen.hosts else 1)
+            part *= 4 if chosen.ports or chosen.hosts else 1
             stretches = Workers(source, chosen, min(processes, MOST_WORKERS), part=part)
         else:
             stretches = Serial(Single(source), chosen)

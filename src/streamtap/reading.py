@@ -35,6 +35,7 @@ from streamtap.streams import Reassembler
 from streamtap.tally import COUNTED, Tally
 from streamtap.trace import Selection
 
+PART = 8 << 20  # bytes of a long capture that are heard before they are told: who tells must wait
 _time = attrgetter("time_ns")
 
 
@@ -111,6 +112,7 @@ class Reading(_Captures):
             wait=wait,
             acknowledgements=bool(taps),
             max_flows=max_flows,
+            part=PART,
         )
         self._names = [os.fsdecode(path) for path in paths]
         # What comes as it happens is told at once; of files, a stretch later, in better order.
