@@ -24,7 +24,7 @@ from streamtap.model import (
 )
 from streamtap.pipeline.hearing import Hearing
 from streamtap.pipeline.speech import Speech
-from streamtap.pipeline.steps import State, Step, first_ns, in_order, is_plain
+from streamtap.pipeline.steps import State, Step, first_ns, in_order, is_plain, time_of
 from streamtap.pipeline.wanted import Wanted
 from streamtap.pipeline.words import NOBODY, Begun, Ended, Note, Word
 from streamtap.protocols import Limits, by_name
@@ -108,21 +108,25 @@ class Listening:
         flows, self._flows = self._flows, {}
         general, self._said = self._said, []
         yield general
-        for own in flows.values():
+        spoke = {item.flow_id: (0, 0) for item in closed}  # when they began, and spoke last
+        for flow_id, own in flows.items():
             if is_plain(own):
-                yield (self._hearing.turn(own),)
-                continue
-            if type(own[0][3]) is Begun and len(own) > 1:
-                # What came with the handshake was seen before the opening was: that goes first.
-                begin_ns = min(own[0][0], *map(first_ns, own[1:]))
-                own[0] = (begin_ns, *own[0][1:])
-            said: list[Word] = []
-            self._hearing.hear(own, said)
+                said = [self._hearing.turn(own)]
+            else:
+                said = []
+                begins = type(own[0][3]) is Begun
+                if begins:
+                    # What came with the handshake was seen before the opening was: that goes first.
+                    own[0] = (min(map(first_ns, own)), *own[0][1:])
+                self._hearing.hear(own, said)
+                if begins:  # also where the clock of a capture went back
+                    said[0] = (min(map(time_of, said)), *said[0][1:])
+            if flow_id in spoke:
+                begin_ns = said[0][0] if type(own[0][3]) is Begun else 0
+                spoke[flow_id] = begin_ns, max(map(time_of, (*own, *said)))
             yield said
         for item in closed:
-            # After all that the flow said, whatever the clocks of the two hooks say.
-            last_ns = max((step[0] for step in flows.get(item.flow_id, ())), default=0)
-            yield self._close(item, last_ns)
+            yield self._close(item, *spoke[item.flow_id])
 
     def give(self, state: State, direction: Direction, items: Sequence[StreamItem]) -> None:
         """What a direction says next, kept until the batch has come."""
@@ -196,8 +200,9 @@ class Listening:
         step = (scoped.time_ns, state, Direction.TO_SERVER, scoped)
         self._flows.setdefault(scoped.flow_id, []).append(step)
 
-    def _close(self, closed: Closed, last_ns: int) -> list[Word]:
-        """A flow ends: what is left of it is heard, then it has ended."""
+    def _close(self, closed: Closed, begin_ns: int, last_ns: int) -> list[Word]:
+        """A flow ends: what is left of it is heard, then it has ended. It is told between when it
+        began and after all that it said, whatever the clocks say."""
         words: list[Word] = []
         ending = self._demux.close(closed)
         if ending is None:
@@ -211,8 +216,8 @@ class Listening:
             self._hearing.hear(steps, words)
         if not speech.secondary:
             self._hearing.end(state, closed.time_ns, words)
-        for time_ns, *_ in words:
-            last_ns = max(last_ns, time_ns)
+        words = [(max(word[0], begin_ns), *word[1:]) for word in words]
+        last_ns = max((last_ns, *map(time_of, words)))
         time_ns = max(closed.time_ns, last_ns)
         ended = Ended(closed, ending.certificate)
         words.append((time_ns, closed.flow_id, Direction.TO_SERVER, ended))

@@ -105,7 +105,9 @@ class Telling:
         if type(told) is Note:
             self.emit(time_ns, told.body)
             return
-        assert type(told) is Begun
+        if type(told) is not Begun:  # no bytes may end a watch: it is ours to mend
+            self.emit(time_ns, failure("", LookupError("a flow that is not open")))
+            return
         flow = told.flow
         voice = Voice(flow, self._wanted.content_of(flow), told.peer)
         if (other := self._voices.get(told.pair)) is not None:
