@@ -1,6 +1,7 @@
 """MSNP framing: which bytes are which command, and the way back after loss and garbage."""
 
 import uuid
+from struct import pack
 
 import pytest
 
@@ -11,7 +12,7 @@ from streamtap.model import Direction
 from streamtap.protocols import Limits, Verdict
 from streamtap.protocols._redact import redact
 from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, MsnpParser, MsnpPrelude
-from streamtap.protocols.msnp.p2p import nonce_hashes, parse_slp
+from streamtap.protocols.msnp.p2p import decode, nonce_hashes, parse_slp
 
 
 def told(events: list[Event]) -> list[tuple[object, ...]]:
@@ -519,3 +520,10 @@ def test_a_direct_connection_may_begin_with_the_nonce() -> None:
     assert first.nonce == nonce_hashes(nonce)[0]
     assert isinstance(packet_, MsnpPacket)
     assert (packet_.version, packet_.session) == (2, 9)
+
+
+def test_a_packet_that_claims_more_than_there_can_be_is_told_with_a_number_that_fits() -> None:
+    inner = pack(">BBHIBB8s2x", 20, 1, 0, 9, 1, 8, b"\xff" * 8) + b"data"
+    raw = decode(pack(">BBHI", 8, 0, len(inner), 7) + inner, footer=False, second=True)
+    assert raw is not None
+    assert (raw.data, raw.total) == (b"data", 2**63 - 1)

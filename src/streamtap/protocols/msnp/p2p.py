@@ -106,7 +106,7 @@ def _decode_v2(body: bytes, tail: int) -> Raw | None:
         at += 2 + length
     data = inner[inner[0] :]
     # Version 2 counts down: the position is not on the wire, `total` is what is still to come.
-    total = len(data) + remaining
+    total = min(len(data) + remaining, 2**63 - 1)
     following = (sequence + size) % 2**32
     return Raw(2, session, package, 0, total, kind, None, data, sequence, following)
 
