@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -53,7 +54,9 @@ def _live(
         code = 0
     except (EOFError, BrokenPipeError, ConnectionResetError):
         code = 0  # it has gone
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        # The places alone: what an exception says may quote what was said on the wire.
+        traceback.print_tb(error.__traceback__)
+        print(type(error).__name__, file=sys.stderr)
     finally:
         os._exit(code)  # what this process would do at its end is for the one it came from
