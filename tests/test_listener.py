@@ -15,10 +15,13 @@ from helpers import transcripts
 from streamtap import ordered
 from streamtap.capture.connections import Item
 from streamtap.errors import CaptureFileError, StreamtapError
-from streamtap.events import FlowClosed, FlowOpened, Record
+from streamtap.events import FlowClosed, FlowOpened, ParserFailed, Record
 from streamtap.listener import AHEAD, Listener, Local, Remote
-from streamtap.model import Closed, Content, Opened, Segment
-from streamtap.pipeline import Listening, Telling, Wanted
+from streamtap.model import Closed, Content, Direction, Opened, Segment
+from streamtap.pipeline import Listening, Telling, Wanted, WordReader, write_words
+from streamtap.pipeline.words import Begun, Note
+from streamtap.protocols.msnp import MsnpCommand
+from streamtap.protocols.opaque import OpaqueData
 
 GOLDEN = sorted((Path(__file__).parent / "golden").rglob("*.transcript"))
 STRETCHES = 5
@@ -175,13 +178,39 @@ def test_that_it_was_killed_is_an_error_of_ours() -> None:
     listener.close()
 
 
+def test_what_cannot_be_written_is_told_as_plain_bytes() -> None:
+    (flow,) = list(transcripts.read(GOLDEN[0]).flows.values())[:1]
+    way = Direction.TO_SERVER
+    event = MsnpCommand(
+        offset=7, length=9, verb="XYZ", transaction=2**70, args=(), payload_length=0
+    )
+    begun = (1, flow.flow_id, way, Begun(flow))
+    (piece,) = write_words([[begun, (2, flow.flow_id, way, event)]])
+    first, failed, plain = WordReader().read(piece)
+    assert first == begun
+    assert isinstance(failed[3], Note)
+    assert isinstance(failed[3].body, ParserFailed)
+    assert plain == (2, flow.flow_id, way, OpaqueData(offset=7, length=9))
+
+
+@pytest.mark.parametrize("flags", [(), ("all",)])
 @pytest.mark.parametrize(
-    "name", ["switchboard", "switchboard-with-gap", "port-reuse", "snap", "fragments-crossed"]
+    "name",
+    [
+        "switchboard",
+        "switchboard-with-gap",
+        "port-reuse",
+        "interleaved",
+        "snap",
+        "fragments-crossed",
+    ],
 )
-def test_a_long_capture_is_read_as_a_short_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_capture_is_read_as_a_short_one(
+    name: str, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (path,) = (Path(__file__).parent / "captures").glob(f"{name}.pcap")
-    with streamtap.read(path, flags=["all"]) as short:
+    with streamtap.read(path, flags=flags) as short:
         expected = list(short)
     monkeypatch.setattr(ordered, "PAYS", 0)
-    with streamtap.read(path, flags=["all"]) as long:
+    with streamtap.read(path, flags=flags) as long:
         assert list(long) == expected

@@ -28,7 +28,7 @@ from streamtap.patterns.msnp.words import (
     roster_status,
     routed,
 )
-from streamtap.pipeline import Pipeline
+from streamtap.pipeline import Pipeline, Word, WordReader, write_words
 from streamtap.protocols import Limits
 from streamtap.protocols.msnp import MsnpParser
 from streamtap.protocols.msnp.commands import FORMS, OPENINGS
@@ -37,6 +37,7 @@ from streamtap.protocols.msnp.secrets import redact_payload
 
 SMALL = Limits(line=64, headers=256, payload=256, probe=64)
 KEY = b"k" * 16
+WORDS = WordReader()
 START_NS = 1_227_567_676_000_000_000
 MIDSTREAM, SMALLER = 1, 2  # bits of the first byte of an input
 CLIENTS, LOST, FLOW, AGAIN = 1, 2, 4, 16  # bits of the first byte of a step
@@ -96,9 +97,11 @@ def meanings(trace: Trace, midstream: bool) -> None:
     flow = Flow(1, None, *ends, Role.CLIENT, START_NS, midstream)
     conversations = Conversations(Content.FULL)
     time_ns = START_NS
+    words: list[Word] = []
     for direction in (Direction.TO_CLIENT, Direction.TO_SERVER):
         for event in trace.of(direction):
             time_ns += 1_000_000_000
+            words.append((time_ns, flow.flow_id, direction, event))
             bodies: list[Body] = [event]
             for meaning in conversations.interpret(flow, direction, time_ns, event):
                 assert isinstance(meaning.pattern, Pattern)
@@ -108,6 +111,7 @@ def meanings(trace: Trace, midstream: bool) -> None:
                 for content in Content:
                     msgspec.json.encode(clean(body, content, KEY))
     conversations.closed(flow, time_ns)
+    assert [word for piece in write_words([words]) for word in WORDS.read(piece)] == words
 
 
 def packets(data: bytes) -> None:

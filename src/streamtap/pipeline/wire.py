@@ -7,9 +7,11 @@ import msgspec
 
 from streamtap.events import Event
 from streamtap.model import Direction
+from streamtap.pipeline.hearing import failure
 from streamtap.pipeline.steps import order_of
 from streamtap.pipeline.words import Begun, Break, Ended, Note, Shown, Turned, Word
 from streamtap.protocols import event_types
+from streamtap.protocols.opaque import OpaqueData
 
 SOME = 256  # words of a piece: they stay in a processor's own cache
 
@@ -30,7 +32,11 @@ def write_words(said: Iterable[Sequence[Word]]) -> Iterator[bytes]:
     for words in said:  # at once: a processor has them at hand still
         for word in words:
             times.append(word[0])
-            written.append(_write(word))
+            try:
+                written.append(_write(word))
+            except Exception as error:  # no bytes may end a reading: it is ours to mend
+                times.append(word[0])
+                written += map(_write, _instead(word, error))
     order = order_of(times)
     for begin in range(0, len(order), SOME):
         some = order[begin : begin + SOME]
@@ -44,6 +50,16 @@ def _write(word: Word) -> bytes:
     if type(told) is Shown:
         told = _Displayed(msgspec.Raw(_encode(told.told)), told.data)
     return _encode((time_ns, flow_id, direction, told))
+
+
+def _instead(word: Word, error: Exception) -> tuple[Word, Word]:
+    """Of a word that cannot be written: that it failed, and which bytes it stands for."""
+    time_ns, flow_id, direction, told = word
+    event = told.told if isinstance(told, Shown) else told
+    offset, length = (event.offset, event.length) if isinstance(event, Event) else (0, 0)
+    plain = OpaqueData(offset=offset, length=length)
+    failed = Note(failure("", error))
+    return (time_ns, flow_id, direction, failed), (time_ns, flow_id, direction, plain)
 
 
 class WordReader:
