@@ -217,8 +217,7 @@ class Listening:
         if not speech.secondary:
             self._hearing.end(state, closed.time_ns, words)
         words = [(max(word[0], begin_ns), *word[1:]) for word in words]
-        last_ns = max((last_ns, *map(time_of, words)))
-        time_ns = max(closed.time_ns, last_ns)
+        time_ns = max((closed.time_ns, last_ns, *map(time_of, words)))
         ended = Ended(closed, ending.certificate)
         words.append((time_ns, closed.flow_id, Direction.TO_SERVER, ended))
         return words
