@@ -285,7 +285,7 @@ def monitor(
     Raises PermissionMissing, KernelUnsupported, NotFound and other StreamtapErrors; ValueError
     for what cannot be meant.
     """
-    level_of_content = content if isinstance(content, Content) else content_level(content)
+    level_of_content = content if isinstance(content, Content) else Content.named(content)
     chosen = [resolve("exe", scope) if isinstance(scope, str) else scope for scope in scopes]
     if command:
         chosen.append(launch(command))
@@ -308,14 +308,6 @@ def monitor(
 def ring_bytes(content: Content) -> int:
     """Of the data ring, for what is copied at this level."""
     return FULL_RING_BYTES if content is Content.FULL else RING_BYTES
-
-
-def content_level(word: str) -> Content:
-    """none, meta or full."""
-    try:
-        return Content[word.upper()]
-    except KeyError:
-        raise ValueError(f"no content level {word!r}: there are none, meta and full") from None
 
 
 def read(
@@ -345,7 +337,7 @@ def read(
         paths,
         selection=selection,
         chosen=choose_connections(ports, hosts, tunnels=tunnels),
-        content=content if isinstance(content, Content) else content_level(content),
+        content=content if isinstance(content, Content) else Content.named(content),
         protocol=protocol,
     )
     return Capture(reading, selection)

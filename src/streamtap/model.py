@@ -48,6 +48,14 @@ class Content(IntEnum):
     META = 1
     FULL = 2
 
+    @classmethod
+    def named(cls, word: str) -> "Content":
+        """none, meta or full; ValueError for another word."""
+        try:
+            return cls[word.upper()]
+        except KeyError:
+            raise ValueError(f"no content level {word!r}: there are none, meta and full") from None
+
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False):
     """One end of a flow; `address` is the text form of an IPv4 or IPv6 address."""

@@ -45,7 +45,7 @@ def test_segments_over_64_kib_on_loopback_are_taken_whole(
     watch = watching(*by_pid(client), keep_bytes=True, content=Content.FULL, variant=variant)
     lengths = widest(watch)
     join(client, server)
-    size = 8 << 20
+    size = 6 << 20  # below half of the ring, which is all that a flow may fill: nobody reads now
     server.begin("discard(s)")
     client.do(
         "data = bytes(range(251)) * (size // 251 + 1)\n"

@@ -217,7 +217,7 @@ def _deliverable(times_ns: NDArray[np.int64], parts: NDArray[np.int64]) -> NDArr
     if not late.any():
         return times_ns
     latest = times_ns.copy()
-    for part in np.unique(parts[1:][late]):
+    for part in set(parts[1:][late].tolist()):
         first, last = np.searchsorted(parts, (part, part + 1))
         latest[first:last] = np.maximum.accumulate(times_ns[first:last])
     return latest

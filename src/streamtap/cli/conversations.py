@@ -7,7 +7,6 @@ from heapq import merge
 from operator import attrgetter
 from pathlib import Path
 
-from streamtap.api import content_level
 from streamtap.capture.identity import host_key
 from streamtap.cli.ending import FAILED, SIGINT, SIGNALLED, losses_of
 from streamtap.cli.options import wanted_flows
@@ -30,7 +29,7 @@ WANTED = parse(["notify:client_server,peer_to_peer", "stream:gap"])
 def show_conversations(arguments: Arguments, stop: Stop) -> int:
     """Reads all files, or until a signal; shows what was found; the exit code."""
     gc.set_threshold(GARBAGE_AFTER)
-    content, key = content_level(arguments.content), host_key() or os.urandom(16)
+    content, key = Content.named(arguments.content), host_key() or os.urandom(16)
     summary = Summary(transcript=arguments.transcript)
     recordings = [Path(name) for name in arguments.files if is_recording(Path(name))]
     captures = [name for name in arguments.files if Path(name) not in recordings]

@@ -8,7 +8,6 @@ from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
 
-from streamtap.api import content_level
 from streamtap.capture.identity import host_key
 from streamtap.cli.ending import FAILED, SIGINT, SIGNALLED
 from streamtap.cli.outputs import Outputs
@@ -18,6 +17,7 @@ from streamtap.cli.recordings import cleaned, in_sets, of_wanted_flows, records_
 from streamtap.cli.signals import Stop
 from streamtap.errors import NotFound
 from streamtap.events import Record
+from streamtap.model import Content
 from streamtap.trace import parse
 from streamtap.trace.text import counted, printable
 
@@ -64,7 +64,7 @@ def _records(sets: Sequence[Sequence[Path]], problems: list[str]) -> Iterator[Re
 
 def _wanted(arguments: Arguments, records: Iterator[Record]) -> Iterator[Record]:
     """Those of the flows that are asked for, with no more than is to be told."""
-    content, key = content_level(arguments.content), host_key() or os.urandom(16)
+    content, key = Content.named(arguments.content), host_key() or os.urandom(16)
     wanted = of_wanted_flows(arguments)
     for record in records:
         if wanted is None or (record.flow is not None and wanted(record.flow)):

@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 
-from streamtap.api import content_level
 from streamtap.cli.ending import FAILED, exit_code, summary
 from streamtap.cli.options import takes_stdout, wanted_flows
 from streamtap.cli.outputs import Outputs
 from streamtap.cli.parsing import Arguments, say
 from streamtap.cli.signals import Stop
-from streamtap.model import App, Flow
+from streamtap.model import App, Content, Flow
 from streamtap.ordered import choose
 from streamtap.protocols import by_name
 from streamtap.reading import Keeping, Reading
@@ -62,7 +61,7 @@ def read_captures(arguments: Arguments, stop: Stop) -> int:
             arguments.files,
             selection=outputs.selection,
             chosen=chosen,
-            content=content_level(arguments.content),
+            content=Content.named(arguments.content),
             # For bytes alone nothing need be understood.
             protocol="opaque" if outputs.only_files else arguments.protocol,
             wanted=_wanted(arguments),

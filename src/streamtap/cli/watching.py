@@ -15,7 +15,7 @@ from streamtap.errors import StreamtapError
 from streamtap.service.confine import give_up, single_threaded
 
 with single_threaded():  # NumPy, that is: rights belong to a thread
-    from streamtap.api import Run, content_level, ring_bytes
+    from streamtap.api import Run, ring_bytes
     from streamtap.capture.identity import Cgroups
     from streamtap.capture.rights import require_rights
     from streamtap.cli.ending import exit_code, summary
@@ -23,6 +23,7 @@ with single_threaded():  # NumPy, that is: rights belong to a thread
     from streamtap.cli.outputs import Outputs
     from streamtap.flows.scope import Kind, Scope, launch, resolve
     from streamtap.holding import Local
+    from streamtap.model import Content
     from streamtap.pipeline.speech import OPAQUE
     from streamtap.protocols import by_name
     from streamtap.service.holder import Forked, Remote
@@ -43,7 +44,7 @@ def watch(arguments: Arguments, stop: Stop) -> int:
     require_rights()
     scopes = _scopes(arguments)
     command = arguments.command or ()
-    content = content_level(arguments.content)
+    content = Content.named(arguments.content)
 
     def hold() -> Local:
         return Local(
@@ -71,7 +72,7 @@ def _run(
     run = Run(
         Remote(forked, scopes),
         selection=outputs.selection,
-        content=content_level(arguments.content),
+        content=Content.named(arguments.content),
         duration_s=arguments.duration,
         stop=lambda: bool(stop.number) or outputs.over,
         protocol=arguments.protocol,

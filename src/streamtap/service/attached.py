@@ -49,7 +49,7 @@ class AttachedSessions:
 
     def _listen(self, order: messages.Attach, out: socket.socket) -> None:
         """Raises ValueError for what cannot be meant."""
-        selection, content = parse(order.selection), level(order.content)
+        selection, content = parse(order.selection), Content.named(order.content)
         asked_ns = order.asked_ns or time.time_ns()
         since_ns = asked_ns if order.last_s is None else asked_ns - round(order.last_s * 1e9)
         opening: list[Record] = []
@@ -109,14 +109,6 @@ class AttachedSessions:
         for name in list(self._slots):
             self._part(name)
         self._hub.close()
-
-
-def level(word: str) -> Content:
-    """Raises ValueError."""
-    try:
-        return Content[word.upper()]
-    except KeyError:
-        raise ValueError(f"no content level {word!r}") from None
 
 
 def _concerns(record: Record, filters: int) -> bool:

@@ -32,12 +32,13 @@ from streamtap.events import (
     StateChanged,
     Stopped,
 )
+from streamtap.model import Content
 from streamtap.patterns import clean
 from streamtap.pipeline import Pipeline, Terms
 from streamtap.pipeline.speech import OPAQUE
 from streamtap.protocols import by_name
 from streamtap.service import messages
-from streamtap.service.attached import LEAVE_S, AttachedSessions, level
+from streamtap.service.attached import LEAVE_S, AttachedSessions
 from streamtap.service.board import LOSSES, Board
 from streamtap.service.confine import (
     Confinement,
@@ -248,7 +249,7 @@ class Parser:
         self._pipeline.set_filters(
             {
                 terms.name: Terms(
-                    terms.protocol, None if terms.content is None else level(terms.content)
+                    terms.protocol, None if terms.content is None else Content.named(terms.content)
                 )
                 for terms in order.filters.values()
             }
