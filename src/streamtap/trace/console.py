@@ -18,9 +18,10 @@ from streamtap.trace.words import tell
 
 Show = Literal["text", "hex"]
 
-_FLOWS = 8192  # flows whose service is remembered
+_FLOWS = 8192  # flows whose name and service are remembered
 _SERVICES = {"notification": "NS", "switchboard": "SB", "dispatch": "DS", "direct": "P2P"}
 _PEER_TO_PEER = {"im.file", "im.media", "im.direct", "msnp.p2p"}
+_ALARMS = frozenset({"warn", "error"})
 _ARROWS = {"sent": ">", "received": "<"}
 _WHO, _WIDEST_WHO, _TAG, _WORD = 12, 40, 3, 9  # columns, in characters
 
@@ -59,6 +60,8 @@ class Console:
         self._show = show
         self._clock = Clock("%Y-%m-%d %H:%M:%S" if verbose else "%H:%M:%S")
         self._services: dict[str, _Service] = {}
+        # By identity; the flow is held, so that its id is not given to another meanwhile.
+        self._names: dict[int, tuple[FlowInfo | None, str]] = {}
         self._who_width = _WHO
         self._tag_width = _TAG
 
@@ -70,13 +73,14 @@ class Console:
         self._output.open()
 
     def write(self, first: int, records: Sequence[Record]) -> None:
+        lines: list[str] = []
         for record in records:
-            lines = [self._line(record)]
+            lines.append(self._line(record))
             if self._show is not None and (content := _content(record)):
                 lines += _as_text(content) if self._show == "text" else _as_hex(content)
-            lines.append("")
-            # What is printable encodes, so this replaces nothing; it guards against raising here.
-            self._output.put("\n".join(lines).encode("utf-8", "replace"))
+        lines.append("")
+        # What is printable encodes, so this replaces nothing; it guards against raising here.
+        self._output.put("\n".join(lines).encode("utf-8", "replace"))
 
     def flush(self) -> None:
         self._output.flush()
@@ -85,20 +89,15 @@ class Console:
         self._output.close()
 
     def _line(self, record: Record) -> str:
-        flow, level = record.flow, record.body.level
-        service = self._service(record)
+        flow, event = record.flow, tag_of(record.body)
+        service = self._service(record, event)
         words = tell(record, service.client, inline=self._show is None)
         when = f"{self._clock.second(record.time_ns)}.{record.time_ns // 1_000_000 % 1000:03}"
-        who = _who(flow)
-        if self._verbose and flow is not None and flow.peer is not None:
-            who += f" <-> {app_name(flow.peer)}"
-        self._who_width = min(max(self._who_width, len(who)), _WIDEST_WHO)
-        who = who.ljust(self._who_width)
-        arrow = "!" if level in ("warn", "error") else _ARROWS.get(record.direction or "", "*")
-        tag = self._tag(record, service)
-        self._tag_width = max(self._tag_width, len(tag))
-        tag = tag.ljust(self._tag_width)
-        word = words.word.ljust(_WORD)
+        who = self._who(flow)
+        level = record.body.level
+        arrow = "!" if level in _ALARMS else _ARROWS.get(record.direction or "", "*")
+        tag = self._tag(record, service, event)
+        word = f"{words.word:<{_WORD}}"
         about, detail = words.about, words.detail
         if words.word == "opened" and flow is not None and flow.peer is not None:
             detail += f"  peer {app_name(flow.peer)}"
@@ -113,43 +112,58 @@ class Console:
             return f"{when} {who} {arrow} {word} {about}".rstrip()
         return f"{when} {who} {arrow} {tag} {word} {about}{detail}".rstrip()
 
-    def _service(self, record: Record) -> _Service:
+    def _who(self, flow: FlowInfo | None) -> str:
+        """The application; in captures, which do not know it, the client's end."""
+        known = self._names.get(id(flow))
+        if known is None:
+            if flow is None:
+                name = "streamtap"
+            elif flow.app is None:
+                name = printable(flow.local)
+            else:
+                name = app_name(flow.app)
+            if self._verbose and flow is not None and flow.peer is not None:
+                name += f" <-> {app_name(flow.peer)}"
+            if len(self._names) >= _FLOWS:
+                self._names.clear()
+            self._names[id(flow)] = known = (flow, name)
+        self._who_width = min(max(self._who_width, len(known[1])), _WIDEST_WHO)
+        return known[1].ljust(self._who_width)
+
+    def _service(self, record: Record, event: str) -> _Service:
         """What the flow of the record serves, as far as its records told; and learns from this."""
         if record.flow is None:
             return _UNKNOWN
-        flow, body, tag = record.flow.flow, record.body, tag_of(record.body)
-        known = self._services.get(flow, _UNKNOWN)
-        if tag == "im.connect":
+        flow, body = record.flow.flow, record.body
+        if event == "im.connect":
             service = str(getattr(body, "service", ""))
             about = (getattr(body, "protocol_version", None), getattr(body, "client", None))
             client = ", ".join(printable(part, 60) for part in about if isinstance(part, str))
-            known = _Service(_SERVICES.get(service, service.upper()[:4]), client)
-        elif tag == "flow.identified":
-            known = _Service(_protocol(getattr(body, "protocol", "")))
-        elif tag == "flow.closed":
+            tag = _SERVICES.get(service) or printable(service.upper()[:4])
+            known = _Service(tag, client)
+        elif event == "flow.identified":
+            known = _Service(printable(_protocol(getattr(body, "protocol", ""))))
+        elif event == "flow.closed":
             return self._services.pop(flow, _UNKNOWN)
         else:
-            return known
+            return self._services.get(flow, _UNKNOWN)
         if len(self._services) >= _FLOWS:
             self._services.clear()
         self._services[flow] = known
         return known
 
-    def _tag(self, record: Record, service: _Service) -> str:
-        if tag_of(record.body) in _PEER_TO_PEER:
-            return "P2P"
-        return printable(service.tag or _protocol(getattr(record.body, "protocol", "")) or "-")
+    def _tag(self, record: Record, service: _Service, event: str) -> str:
+        tag = service.tag
+        if event in _PEER_TO_PEER:
+            tag = "P2P"
+        elif not tag:
+            tag = printable(_protocol(getattr(record.body, "protocol", "")) or "-")
+        self._tag_width = max(self._tag_width, len(tag))
+        return tag.ljust(self._tag_width)
 
 
 def _protocol(name: object) -> str:
     return name.upper()[:4] if isinstance(name, str) and name != "opaque" else "-"
-
-
-def _who(flow: FlowInfo | None) -> str:
-    """The application; in captures, which do not know it, the client's end."""
-    if flow is None:
-        return "streamtap"
-    return app_name(flow.app) if flow.app is not None else printable(flow.local)
 
 
 def _paint(text: str, code: str) -> str:

@@ -1,19 +1,20 @@
 """Values as text for people: safe for a terminal, sizes and times in human units."""
 
 import time
+from functools import lru_cache
 
 from streamtap.events import FlowInfo
 from streamtap.model import App
 
 LONG = 120  # characters of one value that a line shows
+_NAME = 80  # … and of the name of a person
 
 
 def printable(text: str, limit: int = LONG) -> str:
     """The text without anything that a terminal obeys, hides or reorders: controls, escapes,
     invisible and bidirectional marks, line separators and lone surrogates appear as `\\x1b`.
     Longer text is cut, with `…` in its place."""
-    if len(text) > limit:
-        text = text[: limit - 1] + "…"
+    text = cut(text, limit)
     if text.isprintable():
         return text
     return "".join(
@@ -87,8 +88,18 @@ class Clock:
 
 def account(text: str) -> str:
     """A name of a person."""
+    return _account(cut(text, _NAME))
+
+
+@lru_cache(maxsize=4096)  # a few people say all that there is
+def _account(text: str) -> str:
     # Quoted where it could be taken for more than one word of the line.
-    return quote(text, 80) if any(letter.isspace() for letter in text) else printable(text, 80)
+    return quote(text) if text and text.split() != [text] else printable(text)
+
+
+def cut(text: str, limit: int) -> str:
+    """The text, or as much of it as the limit leaves room for, and `…`."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _escape(letter: str) -> str:

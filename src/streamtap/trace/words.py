@@ -63,7 +63,7 @@ class Fields:
         value = getattr(self._body, name, None)
         if not isinstance(value, tuple) or not value:
             return "?"
-        shown = ", ".join(account(str(item)) for item in value[:4])
+        shown = ", ".join([account(str(item)) for item in value[:4]])
         return f"{shown} and {len(value) - 4} more" if len(value) > 4 else shown
 
     def texts(self, name: str, separator: str = ", ") -> str:
