@@ -12,16 +12,9 @@ from hypothesis import strategies as st
 from streams.reference import Reference
 from streamtap.model import Chunk, Direction, Gap, Limit, Overlap, Segment, StreamItem
 from streamtap.streams import Pool, Reassembler
-from streamtap.streams.reassembler import (
-    BOUNDARY_COST,
-    HOLD_OWN,
-    HOLD_OWN_ALL,
-    PIECE_COST,
-    RANGES,
-    REMEMBERED,
-    REMEMBERED_ALL,
-    WINDOW,
-)
+from streamtap.streams.piece import BOUNDARY_COST, PIECE_COST
+from streamtap.streams.pool import HOLD_OWN, HOLD_OWN_ALL, REMEMBERED, REMEMBERED_ALL
+from streamtap.streams.reassembler import RANGES, WINDOW
 
 FIRST = 2**32 - 60  # sequence number of the first byte: every longer stream wraps
 

@@ -14,72 +14,28 @@ gap. So it does no harm when one overtakes the data it is for, and the number th
 FIN is never taken for a byte.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import NamedTuple
 
 from streamtap.model import Chunk, Gap, Limit, Overlap, Segment, StreamItem
+from streamtap.streams.piece import Piece, boundaries, cost_of
+from streamtap.streams.pool import Pool
 from streamtap.streams.seqnum import SPACE, advance, unwrap
 
 # Bytes of memory that one direction may hold. What is in flight comes behind a hole: 6 MB of a peer
 # 100 ms away at 500 Mbit/s, or on loopback all that is sent while one processor is late.
 HOLD = 8 << 20
-HOLD_ALL = 64 << 20  # the same for all flows together
-HOLD_OWN = 64 << 10  # what a direction may hold whatever the others do: a window without scaling
-HOLD_OWN_ALL = 32 << 20  # the same for all: where there are many, each has an equal part of it
 WINDOW = 1 << 30  # no TCP window is larger (RFC 7323 §2.3): farther data is not of this stream
-PIECE_COST = 256  # what a held piece costs beside its bytes: a tuple, two integers, a header
-BOUNDARY_COST = 64  # … and each segment of one that was joined: two integers and their places
-REMEMBERED = 2048  # bytes given last, kept to compare retransmissions: a full Ethernet segment
-REMEMBERED_ALL = 32 << 20  # the same for all: 8,192 flows remember so much, 65,536 an eighth
 RANGES = 16  # missing ranges that are listed; all are counted
 
 _MASK = SPACE - 1
 _start = itemgetter(0)
 
-
-class _Piece(NamedTuple):
-    """Bytes behind a hole, None for a counted range; ends and times of its segments as a chunk has
-    them."""
-
-    start: int
-    end: int
-    data: bytes | None
-    ends: Sequence[int]
-    times_ns: Sequence[int]
-
-
 # Most streams have no hole: all share these until there is one, for lists cost time to make and,
 # as the collector looks at them, to have.
 _NO_RANGES: list[tuple[int, int]] = []
-_NO_PIECES: list[_Piece] = []
-
-
-class Pool:
-    """What the reassemblers of all flows hold together: `held` of at most about `limit` bytes.
-
-    remembered: what each remembers.
-    """
-
-    __slots__ = ("_sharers", "held", "limit", "remembered")
-
-    def __init__(self, limit: int = HOLD_ALL) -> None:
-        self.held = 0
-        self.limit = limit
-        self._sharers = 0
-        self.share(0)
-
-    def share(self, more: int) -> None:
-        """So many more share it, or fewer."""
-        self._sharers += more
-        remembered = REMEMBERED_ALL // (self._sharers or 1)
-        self.remembered = remembered if remembered < REMEMBERED else REMEMBERED
-
-    @property
-    def own(self) -> int:
-        """What each may hold whatever the others do."""
-        return min(HOLD_OWN, HOLD_OWN_ALL // max(1, self._sharers))
+_NO_PIECES: list[Piece] = []
 
 
 class Reassembler:
@@ -352,8 +308,8 @@ class Reassembler:
         They overlap nothing that was given or is held.
         """
         data = None if segment.counted else segment.data[first - start : last - start]
-        ends, times = _boundaries(segment, start, first, last)
-        cost = _cost(data, ends)
+        ends, times = boundaries(segment, start, first, last)
+        cost = cost_of(data, ends)
         while first > self.offset:
             if lost:
                 cause = "lost"
@@ -370,7 +326,7 @@ class Reassembler:
             self._give(first, last, data, ends, times, out)
             self._drain(segment.time_ns, out)
             return
-        piece = _Piece(first, last, None if data is None else bytes(data), ends, times)
+        piece = Piece(first, last, None if data is None else bytes(data), ends, times)
         if not self._held:
             self._held = []
         self._held.insert(bisect_right(self._held, first, key=_start), piece)
@@ -398,7 +354,7 @@ class Reassembler:
             # Given when the hole was filled, but for what had come by then only in the same batch.
             times = [max(when, time_ns) for when in times]
             self._give(start, end, data, ends, times, out)
-            self._hold(-_cost(data, ends))
+            self._hold(-cost_of(data, ends))
             count += 1
         del self._held[:count]
 
@@ -460,20 +416,3 @@ class Reassembler:
             self._unexplained = False
             return "lost"
         return "unseen"
-
-
-def _cost(data: bytes | memoryview | None, ends: Sequence[int]) -> int:
-    """Of a held piece."""
-    return PIECE_COST + (0 if data is None else len(data)) + BOUNDARY_COST * (len(ends) - 1)
-
-
-def _boundaries(
-    segment: Segment, start: int, first: int, last: int
-) -> tuple[Sequence[int], Sequence[int]]:
-    """`ends` and `times_ns` of the part `first` … `last` of the segment at `start`."""
-    if not segment.ends:
-        return (last,), (segment.time_ns,)
-    begin = bisect_right(segment.ends, first - start)
-    stop = bisect_left(segment.ends, last - start) + 1
-    ends = [min(start + end, last) for end in segment.ends[begin:stop]]
-    return ends, segment.times_ns[begin:stop]
