@@ -15,7 +15,12 @@ OUT = ROOT / "src" / "streamtap" / "capture"
 # The second is for kernels before 5.19, which have no dynamic pointers into a ring.
 VARIANTS = {"callout.bpf.o": [], "callout_scratch.bpf.o": ["-DSTREAMTAP_SCRATCH"]}
 # -mcpu: the compilers' defaults differ; v3 has the atomics and is known from kernel 5.12 on.
-FLAGS = ["-O2", "-g", "-mcpu=v3", "-Wall", "-Wextra", "-Werror", "-std=gnu11", "-ffreestanding"]
+# -disable-block-placement: else a loop may go back by running into its own head, not by a jump,
+# and older kernels (6.1 among them) refuse that.
+FLAGS = [
+    *("-O2", "-g", "-mcpu=v3", "-Wall", "-Wextra", "-Werror", "-std=gnu11", "-ffreestanding"),
+    *("-mllvm", "-disable-block-placement"),
+]
 
 
 def compiler() -> list[str]:

@@ -72,23 +72,30 @@ static __noinline int put(struct __sk_buff *skb, struct segment_record *record,
 			__builtin_memcpy(scratch->payload, tuple, sizeof(*tuple));
 			head += sizeof(*tuple);
 		}
-		asm volatile("" : "+r"(piece));
-		piece &= PIECE_BYTES - 1;
+		piece = forgotten(piece) & (PIECE_BYTES - 1);
 		scratch->record.sequence = record->sequence + done;
 		scratch->record.captured = piece;
 		/* The last piece also stands for what the policy left out. */
 		scratch->record.length = left == piece ? total - done : piece;
-		if (piece && bpf_skb_load_bytes(skb, offset + done,
-						scratch->payload + head - sizeof(*record), piece)) {
-			result = -1;
-			break;
+		if (piece) {
+			/* Old verifiers do not learn from the question that it is not 0. */
+			__u32 size = piece - 1;
+
+			asm volatile("" : "+r"(size));
+			size &= PIECE_BYTES - 1;
+			if (bpf_skb_load_bytes(skb, offset + done,
+					       scratch->payload + head - sizeof(*record),
+					       size + 1)) {
+				result = -1;
+				break;
+			}
 		}
 		if (bpf_ringbuf_output(&segments, &scratch->record, head + piece, flags)) {
 			result = -1;
 			break;
 		}
-		done += piece;
-		left -= piece;
+		done = forgotten(done + piece);
+		left = forgotten(left - piece);
 		if (!left)
 			break;
 	}

@@ -89,10 +89,7 @@ __noinline int read_path(__u64 of, struct process_record *to)
 						   READ(dentry->d_name.name));
 		if (length <= 0)
 			break;
-		/* Read back, it is a number unknown to the verifier, as at any other turn. */
-		length += position;
-		bpf_probe_read_kernel(&position, sizeof(position), &length);
-		position &= PATH_LENGTH * 2 - 1;
+		position = forgotten(position + length) & (PATH_LENGTH * 2 - 1);
 		dentry = parent;
 	}
 	return position;

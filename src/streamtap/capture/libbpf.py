@@ -109,6 +109,9 @@ def check_pointer(result: int | None, what: str) -> int:
     return result
 
 
+_LOG_BYTES = 4 << 20  # of one text: what the verifier says ends with the reason
+
+
 class Log:
     """Collects what libbpf prints: the verifier's words among them."""
 
@@ -116,9 +119,9 @@ class Log:
         self.lines: list[str] = []
         format_text = ctypes.CDLL(None).vsnprintf
         format_text.argtypes = (c_char_p, c_size_t, c_char_p, c_void_p)
+        text = ctypes.create_string_buffer(_LOG_BYTES)
 
         def take(level: int, template: bytes, arguments: int) -> int:
-            text = ctypes.create_string_buffer(1 << 16)
             format_text(text, len(text), template, arguments)
             if level < 2:
                 self.lines.append(text.value.decode("utf-8", "backslashreplace").rstrip())
