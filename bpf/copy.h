@@ -22,6 +22,15 @@ static __always_inline __u64 wake_flags(struct settings *set, __u64 now, __u64 u
 	return BPF_RB_NO_WAKEUP;
 }
 
+/* 0, which the verifier does not know: what it is added to may be any number to it. */
+static __always_inline __u32 unknown_zero(struct __sk_buff *skb)
+{
+	volatile __u32 *length = &skb->len;
+	__u32 once = *length;
+
+	return *length - once;
+}
+
 #ifdef STREAMTAP_SCRATCH
 enum {
 	SCRATCH_BYTES = 32768,
@@ -45,12 +54,17 @@ struct {
 	__type(value, struct scratch);
 } scratches SEC(".maps");
 
-static __noinline int put(struct __sk_buff *skb, struct segment_record *record,
-			  struct orphan_tuple *tuple, __u32 offset, __u64 flags)
+__noinline int put(struct __sk_buff *skb, struct segment_record *record, struct orphan_tuple *tuple,
+		   __u32 offset, __u64 flags)
 {
-	__u32 left = record->captured, done = 0, total = record->length;
+	__u32 left, done = 0, total;
 	struct scratch *scratch = 0;
 	int result = 0;
+
+	if (!record)
+		return -1;
+	left = record->captured;
+	total = record->length;
 
 	/* A packet hook can be interrupted by another on the same CPU: take a free slot. */
 	for (__u32 i = 0; i < SCRATCH_SLOTS; i++) {
@@ -72,7 +86,7 @@ static __noinline int put(struct __sk_buff *skb, struct segment_record *record,
 			__builtin_memcpy(scratch->payload, tuple, sizeof(*tuple));
 			head += sizeof(*tuple);
 		}
-		piece = forgotten(piece) & (PIECE_BYTES - 1);
+		piece = (piece + unknown_zero(skb)) & (PIECE_BYTES - 1);
 		scratch->record.sequence = record->sequence + done;
 		scratch->record.captured = piece;
 		/* The last piece also stands for what the policy left out. */
@@ -94,8 +108,8 @@ static __noinline int put(struct __sk_buff *skb, struct segment_record *record,
 			result = -1;
 			break;
 		}
-		done = forgotten(done + piece);
-		left = forgotten(left - piece);
+		done += piece + unknown_zero(skb);
+		left -= piece + unknown_zero(skb);
 		if (!left)
 			break;
 	}
@@ -104,12 +118,15 @@ static __noinline int put(struct __sk_buff *skb, struct segment_record *record,
 	return result;
 }
 #else
-static __noinline int put(struct __sk_buff *skb, struct segment_record *record,
-			  struct orphan_tuple *tuple, __u32 offset, __u64 flags)
+__noinline int put(struct __sk_buff *skb, struct segment_record *record, struct orphan_tuple *tuple,
+		   __u32 offset, __u64 flags)
 {
-	__u32 head = sizeof(*record), length = record->captured, done = 0, failed = 0;
+	__u32 head = sizeof(*record), length, failed = 0;
 	struct bpf_dynptr to;
 
+	if (!record)
+		return -1;
+	length = record->captured;
 	if (tuple)
 		head += sizeof(*tuple);
 	if (bpf_ringbuf_reserve_dynptr(&segments, head + length, 0, &to)) {
@@ -120,33 +137,30 @@ static __noinline int put(struct __sk_buff *skb, struct segment_record *record,
 	bpf_dynptr_write(&to, 0, record, sizeof(*record), 0);
 	if (tuple)
 		bpf_dynptr_write(&to, sizeof(*record), tuple, sizeof(*tuple), 0);
-	/* Slices of constant size, chosen by the bits of the length: exact, and the verifier agrees. */
-#define SLICE(size)                                                                \
-	if (length & (size)) {                                                     \
-		void *slice = bpf_dynptr_data(&to, head + done, size);             \
-		if (!slice || bpf_skb_load_bytes(skb, offset + done, slice, size)) \
-			failed = 1;                                                \
-		done += (size);                                                    \
+	/*
+	 * Slices of constant size, the greatest first, chosen by the bits of the length: exact, and
+	 * the verifier agrees. Above a slice lie those of the higher bits.
+	 */
+#define SLICE(size)                                                                 \
+	if (length & (size)) {                                                      \
+		__u32 above = length & ~(2 * (size) - 1);                           \
+		void *slice = bpf_dynptr_data(&to, head + above, size);             \
+		if (!slice || bpf_skb_load_bytes(skb, offset + above, slice, size)) \
+			failed = 1;                                                 \
 	}
+#define SLICES(a, b, c)                                                                \
+	length += unknown_zero(skb); /* or it would follow each combination of bits */ \
+	SLICE(a)                                                                       \
+	SLICE(b)                                                                       \
+	SLICE(c)
 	SLICE(262144)
-	SLICE(131072)
-	SLICE(65536)
-	SLICE(32768)
-	SLICE(16384)
-	SLICE(8192)
-	SLICE(4096)
-	SLICE(2048)
-	SLICE(1024)
-	SLICE(512)
-	SLICE(256)
-	SLICE(128)
-	SLICE(64)
-	SLICE(32)
-	SLICE(16)
-	SLICE(8)
-	SLICE(4)
-	SLICE(2)
-	SLICE(1)
+	SLICES(131072, 65536, 32768)
+	SLICES(16384, 8192, 4096)
+	SLICES(2048, 1024, 512)
+	SLICES(256, 128, 64)
+	SLICES(32, 16, 8)
+	SLICES(4, 2, 1)
+#undef SLICES
 #undef SLICE
 	if (failed) {
 		bpf_ringbuf_discard_dynptr(&to, 0);
