@@ -40,12 +40,15 @@ SRC = Path(streamtap.__file__).parent.parent
 BodyT = TypeVar("BodyT", bound=Body)
 
 
+def kernel_version() -> tuple[int, int]:
+    major, minor = re.findall(r"\d+", os.uname().release)[:2]
+    return int(major), int(minor)
+
+
 def missing_right() -> str:
     """Why a test through the real kernel cannot run here; "" if it can."""
-    release = os.uname().release
-    found = re.match(r"(\d+)\.(\d+)", release)
-    if found and (int(found[1]), int(found[2])) < KERNEL:
-        return f"kernel {release} is older than {KERNEL[0]}.{KERNEL[1]}"
+    if kernel_version() < KERNEL:
+        return f"kernel {os.uname().release} is older than {KERNEL[0]}.{KERNEL[1]}"
     if missing := missing_capabilities():
         return f"{', '.join(missing)} missing"
     return ""

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from helpers.live import Puppet, Watcher, by_pid, join, leave, say, whole
+from helpers.live import Puppet, Watcher, by_pid, join, kernel_version, leave, say, whole
 from streamtap.model import Content, Segment
 
 pytestmark = pytest.mark.root
 Start = Callable[..., Puppet]
 Watching = Callable[..., Watcher]
 both_variants = pytest.mark.parametrize("variant", ["dynptr", "scratch"])
+BIG_IPV4 = (6, 3)  # the first kernel whose packets of IPv4 may be longer than 64 KiB
 QUICKACK_OFF = (socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
 NO_OPERATION = (socket.IPPROTO_IP, socket.IP_OPTIONS, b"\1\1\1\1")
 # An options header of eight bytes: a padding option of six (RFC 8200 §4.6).
@@ -60,7 +61,7 @@ def test_segments_over_64_kib_on_loopback_are_taken_whole(
     whole(closed, sent=size, received=0)
     data = bytes(range(251)) * (size // 251 + 1)
     assert watch.bytes.popitem()[1].sent() == hashlib.sha256(data[:size]).hexdigest()
-    if variant == "dynptr":
+    if variant == "dynptr" and kernel_version() >= BIG_IPV4:
         assert max(lengths) > 1 << 16
 
 
