@@ -27,6 +27,8 @@ from streamtap.patterns import (
     SignOut,
 )
 from streamtap.patterns.links import MOST, Links
+from streamtap.patterns.msnp import chunks
+from streamtap.patterns.msnp.chunks import OPEN
 from streamtap.protocols.msnp import MsnpCommand
 
 ALICE, BOB = "alice@example.com", "bob@example.com"
@@ -293,6 +295,52 @@ def test_a_message_whose_other_parts_never_come_is_told_in_the_end() -> None:
     closed = only(Message, f"{text}-- close\n")
     for (message,) in (later, closed):
         assert (message.sender, message.kind, message.size) == (BOB, "text", 5)
+
+
+def chunk(line: str, name: str, body: str, number: int = 0, of: int = 2) -> str:
+    """A part of a message as lines of a transcript."""
+    place = f"Chunk: {number}" if number else f"Chunks: {of}"
+    head = "" if number else "{0}| MIME-Version: 1.0\n{0}| Content-Type: text/plain\n"
+    text = f"{line} *\n{head}{{0}}| Message-ID: {name}\n{{0}}| {place}\n{{0}}|\n{{0}}| {body}\n"
+    return text.replace("{0}", line[0])
+
+
+@pytest.mark.parametrize("flows", [1, 3])
+def test_no_message_in_parts_is_lost_where_too_many_are_unfinished(flows: int) -> None:
+    text = ""
+    for number in range(flows):
+        text += f"-- flow {number} 10.0.0.2:{1 + number} 192.0.2.30:1863\n"
+        text += "C> USR 1 alice@example.com 1.2.3\nS< JOI bob@example.com Bob\n"
+    for number in range(2 * OPEN):
+        text += f"-- flow {number % flows}\n"
+        text += chunk("S< MSG bob@example.com Bob", f"{{m{number}}}", f"{number:04}")
+    told = only(Message, text, Content.FULL)
+    assert sorted(body.content or "" for body in told) == [f"{n:04}" for n in range(2 * OPEN)]
+    assert {(body.sender, body.recipients, body.kind) for body in told} == {(BOB, (ALICE,), "text")}
+
+
+def test_the_bytes_of_unfinished_messages_are_bounded_and_none_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chunks, "HELD", 100)
+    text = BOARD + "".join(chunk("C> MSG 3 N", f"{{m{n}}}", "x" * 40) for n in range(9))
+    assert [body.size for body in only(Message, text, Content.FULL)] == [40] * 9
+
+
+def test_a_name_that_is_given_again_begins_another_message() -> None:
+    text = BOARD + chunk("C> MSG 3 N", "{m}", "first", of=3) + chunk("C> MSG 4 N", "{m}", "1", 1)
+    text += chunk("C> MSG 5 N", "{m}", "again") + chunk("C> MSG 6 N", "{m}", "2", 1)
+    told = only(Message, text, Content.FULL)
+    assert sorted(body.content or "" for body in told) == ["again2", "first1"]
+
+
+def test_the_parts_of_a_message_are_of_one_sender_whenever_he_is_known() -> None:
+    text = "-- app 5 /usr/bin/pidgin\n-- flow NS 10.0.0.2:1 192.0.2.20:1863\n"
+    text += "-- flow SB 10.0.0.2:2 192.0.2.30:1863\n-- midstream\n"
+    text += chunk("C> MSG 7 N", "{m}", "first ") + "-- flow NS\nS< USR 4 OK alice@example.com 1 0\n"
+    text += "-- flow SB\n" + chunk("C> MSG 8 N", "{m}", "second", 1)
+    (message,) = only(Message, text, Content.FULL)
+    assert (message.sender, message.content) == (ALICE, "first second")
 
 
 def test_content_is_decoded_after_the_parts_are_joined() -> None:

@@ -50,9 +50,9 @@ class Web:
     def lose(self, number: int, direction: Direction, length: int) -> None:
         self._next[number][direction] += length
 
-    def close(self, number: int) -> None:
+    def close(self, number: int, reason: str = "fin") -> None:
         self.now_ns += 10 * MS
-        self.records += self.pipeline.feed([Closed(number, self.now_ns, "fin")])
+        self.records += self.pipeline.feed([Closed(number, self.now_ns, reason)])
 
     def wait(self, seconds: int) -> None:
         self.now_ns += seconds * 1_000 * MS
@@ -192,6 +192,64 @@ def test_what_sessions_hold_is_bounded_together(monkeypatch: pytest.MonkeyPatch)
     assert 0 < len(sessions) <= 10
     web.wait(200)
     assert (len(sessions), sessions._held) == (0, 0)
+
+
+PART = ("MIME-Version: 1.0", "Content-Type: text/plain", "Message-ID: {1}", "Chunks: 2", "")
+
+
+@pytest.mark.parametrize("way", ["silent", "over", "closed", "evicted", "named again"])
+def test_of_a_session_that_ends_what_is_unfinished_is_told(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "SESSIONS", 1)
+    web = Web()
+    web.ask(1, "Action=open&Server=SB&IP=192.0.2.30", lines("USR 1 ana@example.com 12.34.56"))
+    web.answer(1, "s.1", lines("JOI bo@example.com Bo"))
+    web.ask(1, "SessionID=s.1", counted("MSG 2 N", *PART, "first"))
+    web.answer(1, "s.2", b"MSG bo@example.com Bo 100\r\nMIME-Version: 1.0\r\n\r\n")
+    if way == "silent":
+        web.wait(200)
+    elif way == "over":
+        web.close(1, "end")
+    elif way == "closed":
+        web.ask(1, "Action=poll&SessionID=s.2")
+        web.answer(1, "s.3", more="; Session=close")
+    elif way == "evicted":
+        web.ask(2, "Action=open&Server=NS&IP=192.0.2.20", lines("VER 1 MSNP8 CVR0"))
+    else:
+        web.ask(2, "Action=open&Server=NS&IP=192.0.2.20", lines("VER 1 MSNP8 CVR0"))
+        web.answer(2, "s.2")
+    told = [
+        (record.direction, record.flow and record.flow.flow, record.body.sender, record.body.size)
+        for record in web.records
+        if isinstance(record.body, Message)
+    ]
+    assert sorted(told) == [("received", "1", BO, 79), ("sent", "1", ANA, 5)]
+
+
+def test_a_message_in_parts_stands_in_http_where_its_first_part_does() -> None:
+    web = Web()
+    web.ask(1, "Action=open&Server=SB&IP=192.0.2.30", lines("USR 1 ana@example.com 12.34.56"))
+    web.answer(1, "s.1", lines("JOI bo@example.com Bo"))
+    part = counted("MSG 2 N", *PART, "first")
+    web.ask(2, "SessionID=s.1", part)
+    web.answer(2, "s.2")
+    web.wait(200)
+    (record,) = (record for record in web.records if isinstance(record.body, Message))
+    assert record.flow is not None
+    assert isinstance(record.body, Message)
+    assert (record.flow.flow, record.body.length) == ("2", len(part))
+
+
+def test_of_a_tunnel_that_ends_what_is_unfinished_is_told() -> None:
+    web = Web()
+    tunnelled(web, 1, "192.0.2.30:1863")
+    web.say(1, C, lines("USR 1 ana@example.com 12.34.56"))
+    web.say(1, S, lines("JOI bo@example.com Bo"))
+    web.say(1, C, counted("MSG 2 N", *PART, "first"))
+    web.close(1)
+    (message,) = (body for body in web.patterns() if isinstance(body, Message))
+    assert (message.sender, message.recipients, message.size) == (ANA, (BO,), 5)
 
 
 def test_a_refused_request_ends_its_session() -> None:

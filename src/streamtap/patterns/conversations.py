@@ -155,9 +155,10 @@ class Conversations:
         """The flow ended; `reason` as in `model.Closed`. Its state is dropped."""
         inside, waiting = self._tunnels.closed(flow, time_ns, reason)
         ended = [*inside, *self._unclaimed(waiting), *self._bursts.end(flow.flow_id)]
-        self._gateway.closed(flow.flow_id)
+        ended += self._gateway.closed(flow.flow_id, time_ns, reason)
+        if len(self._chunks):
+            ended += self._chunks.gone()
         state = self._msnp.pop(flow.flow_id, None)
         if state is None:
             return ended
-        unfinished = self._chunks.end(flow.flow_id) if len(self._chunks) else NOTHING
-        return (*ended, *unfinished, *state.closed(time_ns, reason))
+        return (*ended, *state.unfinished(), *state.closed(time_ns, reason))

@@ -8,9 +8,10 @@ server; `transfers`, `transfer`: files, pictures and calls; `chunks`: messages i
 """
 
 from streamtap.patterns.msnp.chunks import Chunks
+from streamtap.patterns.msnp.client import Place
 from streamtap.patterns.msnp.flow import MsnpFlow
 from streamtap.patterns.msnp.gateway import Gateway
-from streamtap.patterns.msnp.inner import Memory, Place
+from streamtap.patterns.msnp.inner import Memory
 from streamtap.patterns.msnp.tunnel import Tunnels, Waiting
 
 __all__ = ["Chunks", "Gateway", "Memory", "MsnpFlow", "Place", "Tunnels", "Waiting"]

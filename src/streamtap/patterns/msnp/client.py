@@ -1,9 +1,22 @@
 """Whose connection it is: what the nouns of one MSNP flow know of it together."""
 
-from streamtap.model import Flow
+from typing import NamedTuple
+
+from streamtap.events import Event
+from streamtap.model import Direction, Flow
 from streamtap.patterns.level import Level
 from streamtap.patterns.links import Key, Links, scope_of, server_of, user_of
 from streamtap.patterns.model import CLIENT_CLIENT, CLIENT_SERVER, Connect, Pattern
+
+
+class Place(NamedTuple):
+    """Where something stands: the flow, and the bytes of a direction of it that say it."""
+
+    flow_id: int
+    direction: Direction
+    time_ns: int
+    offset: int
+    length: int
 
 
 class Client:
@@ -12,11 +25,13 @@ class Client:
     service: dispatch, notification, switchboard or direct; "" while it is not known.
     server: host:port that was connected to.
     account, version, program, name: as far as they were said.
+    carried: where in HTTP what it says now stands; None where HTTP does not carry it.
     """
 
     __slots__ = (
         "_connected",
         "account",
+        "carried",
         "conversation",
         "flow",
         "level",
@@ -43,6 +58,7 @@ class Client:
         self.program: str | None = None
         self.name: str | None = None
         self.conversation: str | None = None
+        self.carried: Place | None = None
         self._connected = False  # im.connect was told
 
     @property
@@ -60,6 +76,12 @@ class Client:
         """Of MSNP; 0 where it is not known."""
         digits = (self.version or "")[4:]
         return int(digits) if digits.isdecimal() and len(digits) < 4 else 0
+
+    def place_of(self, direction: Direction, time_ns: int, event: Event) -> Place:
+        """Where an event of it stands."""
+        if self.carried is not None:
+            return self.carried
+        return Place(self.flow.flow_id, direction, time_ns, event.offset, event.length)
 
     def connect(self, offset: int, length: int, service: str) -> list[Pattern]:
         """It is this service; told once."""

@@ -5,7 +5,7 @@ the server with many such flows. What the server confirms is told when it confir
 the client says (messages, invitations) when it is said.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from streamtap.events import Event
 from streamtap.model import Direction, Flow
@@ -14,7 +14,7 @@ from streamtap.patterns.links import Links
 from streamtap.patterns.model import Error, Meaning, Pattern
 from streamtap.patterns.msnp import direct, notification, switchboard
 from streamtap.patterns.msnp.chunks import Chunks
-from streamtap.patterns.msnp.client import Client
+from streamtap.patterns.msnp.client import Client, Place
 from streamtap.patterns.msnp.direct import DirectConnection
 from streamtap.patterns.msnp.notification import Notification
 from streamtap.patterns.msnp.switchboard import Switchboard
@@ -52,6 +52,14 @@ class MsnpFlow:
     def reached(self, server: str) -> None:
         """The host:port behind the proxy that the flow goes to."""
         self._client.server = server
+
+    def stands(self, place: Place) -> None:
+        """Where in HTTP that stands of which an event is given next."""
+        self._client.carried = place
+
+    def unfinished(self) -> Iterable[Meaning]:
+        """What of its messages waits for more, which will not come."""
+        return self._board.unfinished()
 
     def interpret(self, direction: Direction, time_ns: int, event: Event) -> Sequence[Meaning]:
         """What an event of this flow means."""

@@ -14,7 +14,8 @@ from urllib.parse import unquote
 from streamtap.model import Direction, Flow
 from streamtap.patterns.links import scope_of
 from streamtap.patterns.model import Connect, Meaning
-from streamtap.patterns.msnp.inner import Inner, Memory, Place
+from streamtap.patterns.msnp.client import Place
+from streamtap.patterns.msnp.inner import Inner, Memory
 from streamtap.patterns.msnp.words import place_of
 from streamtap.protocols import Limits
 from streamtap.protocols._buffer import ByteBuffer
@@ -66,13 +67,20 @@ class _Body:
 
 
 class _Carrier:
-    """One HTTP connection to a gateway."""
+    """One HTTP connection to a gateway. heard: the sessions that it carried, the latest last."""
 
     def __init__(self) -> None:
+        self.heard: dict[Session, None] = {}
         self.pending: deque[Session | None] = deque()
         self.bodies: list[_Body | None] = [None, None]
         self.latest: Session | None = None
         self.orphan: Session | None = None  # its next id was lost
+
+    def hear(self, session: Session) -> None:
+        self.heard.pop(session, None)
+        self.heard[session] = None
+        if len(self.heard) > PENDING:
+            del self.heard[next(iter(self.heard))]
 
 
 class Gateway:
@@ -101,15 +109,14 @@ class Gateway:
         scope = scope_of(flow)
         asked = _parameters(event.target.partition("?")[2], "&")
         mark = asked.get("sessionid", "")
-        told: Sequence[Meaning] = ()
+        told: list[Meaning] = []
         session: Session | None
         if asked.get("action", "").lower() == "open":
             server = unquote(asked.get("ip", ""))
             target = place_of(server) if server else ""
             inner = Inner(flow, target, self._memory, midstream=False)
             session = Session(inner)
-            self._name(session, _where(place))
-            told = (self._opened(place),)
+            told += [self._opened(place), *self._name(session, _where(place))]
         else:
             session = self._sessions.pop((scope, mark), None)
             if session is None:
@@ -119,9 +126,10 @@ class Gateway:
             if session is None:
                 session = self._joined(flow)
             # Until the answer names the next id this one holds: the request may be sent again.
-            self._name(session, (scope, mark) if mark else _where(place))
+            told += self._name(session, (scope, mark) if mark else _where(place))
         session.last = place
         carrier.latest = session
+        carrier.hear(session)
         self._asks(carrier, session, event.chunked)
         return told
 
@@ -163,31 +171,43 @@ class Gateway:
         if session is None:
             return None
         session.last = place
-        self._name(session, (scope_of(flow), named) if named else session.key)
+        carrier.hear(session)
+        told = self._name(session, (scope_of(flow), named) if named else session.key)
         # The word itself was taken for a credential: it is known by its mark.
         ends = answer.get("session", "").lower() in ("close", redact("close"))
         session.closing = ends or event.status != 200
         if session.closing and not event.chunked and not event.content_length:
-            return self._close(session, place)
-        return ()
+            told += self._close(session, place)
+        return told
 
-    def _name(self, session: Session, key: Key | None) -> None:
+    def _name(self, session: Session, key: Key | None) -> list[Meaning]:
+        """It is called this from now on; what it costs another session."""
+        told: list[Meaning] = []
         if session.key is not None:
             self._sessions.pop(session.key, None)
         session.key = key
         if key is not None:
             if key in self._sessions:  # nobody knows any more which of the two is meant
-                self._forget(self._sessions[key])
+                told += self._give_up(self._sessions[key])
             self._sessions[key] = session
             if len(self._sessions) > SESSIONS:
-                self._forget(next(iter(self._sessions.values())))
+                told += self._give_up(next(iter(self._sessions.values())))
+        return told
 
-    def _count(self, session: Session) -> None:
+    def _count(self, session: Session) -> list[Meaning]:
         """What it holds may have changed; those heard of longest ago make room."""
         self._held += session.inner.held - session.held
         session.held = session.inner.held
+        told: list[Meaning] = []
         while self._held > HELD:
-            self._forget(next(iter(self._sessions.values())))
+            told += self._give_up(next(iter(self._sessions.values())))
+        return told
+
+    def _give_up(self, session: Session) -> list[Meaning]:
+        """It has to go, though nobody ended it: what is left of it is told."""
+        self._forget(session)
+        assert session.last is not None
+        return session.inner.closed(session.last, "removed")
 
     def _forget(self, session: Session) -> None:
         self._name(session, None)
@@ -195,7 +215,7 @@ class Gateway:
         self._held -= session.held
         session.held = 0
 
-    def _close(self, session: Session, place: Place) -> Sequence[Meaning]:
+    def _close(self, session: Session, place: Place) -> list[Meaning]:
         self._forget(session)
         return session.inner.closed(place, "fin")
 
@@ -220,7 +240,7 @@ class Gateway:
             told += session.inner.lost(place)
         elif content:
             told += session.inner.receive(place, content)
-        self._count(session)
+        told += self._count(session)
         if event.final and session.closing and place.direction is Direction.TO_CLIENT:
             told += self._close(session, place)
         return told
@@ -240,9 +260,16 @@ class Gateway:
 
     # -- ends
 
-    def closed(self, flow_id: int) -> None:
-        """A connection ended. Its sessions may go on over others."""
-        self._carriers.pop(flow_id, None)
+    def closed(self, flow_id: int, time_ns: int, reason: str) -> list[Meaning]:
+        """A connection ended. Its sessions may go on over others, unless watching ended."""
+        told: list[Meaning] = []
+        carrier = self._carriers.pop(flow_id, None)
+        for session in carrier.heard if carrier is not None and reason == "end" else ():
+            last = session.last
+            if last is not None and last.flow_id == flow_id and not session.over:
+                self._forget(session)
+                told += session.inner.closed(last._replace(time_ns=time_ns), reason)
+        return told
 
     def expire(self, now_ns: int) -> list[Meaning]:
         """Sessions that were silent for long have ended."""

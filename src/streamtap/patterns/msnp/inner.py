@@ -11,6 +11,7 @@ from streamtap.patterns.level import Level
 from streamtap.patterns.links import Links
 from streamtap.patterns.model import Meaning
 from streamtap.patterns.msnp.chunks import Chunks
+from streamtap.patterns.msnp.client import Place
 from streamtap.patterns.msnp.flow import MsnpFlow
 from streamtap.protocols import Limits
 from streamtap.protocols.msnp import MsnpParser
@@ -24,16 +25,6 @@ class Memory(NamedTuple):
     links: Links
     chunks: Chunks
     level: Level
-
-
-class Place(NamedTuple):
-    """Where something stands that HTTP carries: the flow that carries it, and its bytes there."""
-
-    flow_id: int
-    direction: Direction
-    time_ns: int
-    offset: int
-    length: int
 
 
 class Inner:
@@ -69,10 +60,12 @@ class Inner:
         for direction in Direction:
             side = place._replace(direction=direction)
             told += self._told(side, self._parser.end(direction))
+        told += self._flow.unfinished()
         return told + _moved(place, self._flow.closed(place.time_ns, reason))
 
     def _told(self, place: Place, events: Iterable[Event]) -> list[Meaning]:
         told: list[Meaning] = []
+        self._flow.stands(place)
         for event in events:
             meanings = self._flow.interpret(place.direction, place.time_ns, event)
             told += _moved(place, meanings)

@@ -1,10 +1,10 @@
 """Switchboards: who takes part in a session, and what is said in it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from streamtap.model import Direction
 from streamtap.patterns.links import Key
-from streamtap.patterns.model import CLIENT_CLIENT, Message, Pattern
+from streamtap.patterns.model import CLIENT_CLIENT, Meaning, Message, Pattern
 from streamtap.patterns.msnp.chunks import Chunks, Talk
 from streamtap.patterns.msnp.client import Client
 from streamtap.patterns.msnp.membership import came, invited, went
@@ -137,8 +137,9 @@ class Switchboard:
                     client.is_account(typing, time_ns)
                     sender = typing
             if "message-id" in mime.fields and not mime.fields.keys().isdisjoint(CHUNK_FIELDS):
-                talk = Talk(client.flow.flow_id, direction, conversation, sender, recipients)
-                joined = self._chunks.add(talk, time_ns, event, mime)
+                place = client.place_of(direction, time_ns, event)
+                talk = Talk(place, conversation, sender, recipients)
+                joined = self._chunks.add(client, talk, mime)
                 if joined is None:
                     return NOTHING
                 mime = joined
@@ -159,6 +160,10 @@ class Switchboard:
                 content=content,
             ),
         )
+
+    def unfinished(self) -> Iterable[Meaning]:
+        """Messages of which parts will not come any more, as far as they came."""
+        return self._chunks.end(self._client) if len(self._chunks) else ()
 
     def _sender(self, time_ns: int, text: str) -> tuple[str, tuple[str, ...]]:
         """Who sent a message to this flow's user, and to whom."""

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from streamtap.model import Direction, Flow
 from streamtap.patterns.model import Meaning
-from streamtap.patterns.msnp.inner import Inner, Memory, Place
+from streamtap.patterns.msnp.client import Place
+from streamtap.patterns.msnp.inner import Inner, Memory
 from streamtap.protocols import Limits, Verdict
 from streamtap.protocols.http import HttpRequest
 from streamtap.protocols.msnp import MsnpParser
