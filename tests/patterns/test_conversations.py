@@ -225,7 +225,7 @@ def test_joining_a_circle_is_no_second_sign_in() -> None:
         ("NLN BSY bob@example.com 1 268435456", (BOB, "busy", "1")),
         ("NLN BSY bob@example.com Bob 268435456 %3Cmsnobj%20/%3E", (BOB, "busy", "Bob")),
         ("NLN PHN bob@example.com 1 Bob%20B 198:0 0", (BOB, "phone", "Bob B")),
-        ("NLN LUN 1:bob@example.com;via=9:g@h Bob 198:0 0", (BOB, "lunch", "Bob")),
+        ("NLN LUN 1:bob@example.com Bob 198:0 0", (BOB, "lunch", "Bob")),
         ("ILN 8 IDL bob@example.com 1 Bob 198 0", (BOB, "idle", "Bob")),
         ("FLN 1:Bob@example.com 0:0", (BOB, "offline", None)),
         ("FLN bob@example.com 1 198", (BOB, "offline", None)),
@@ -568,6 +568,75 @@ def test_of_a_group_of_which_nobody_is_known_the_group_itself_is_named() -> None
     assert (received.sender, received.recipients) == (BOB, (ALICE,))
     assert again.recipients == (BOB,)
     assert sent.conversation == received.conversation == again.conversation
+
+
+CIRCLE = "9:00000000-0000-0000-0009-00000000000a@live.com"
+ABOUT_BOB = ("1:alice@example.com", f"1:bob@example.com;via={CIRCLE}")
+
+
+def state(change: str, to: str, by: str, status: str) -> str:
+    """NFY about somebody's state as lines of a transcript; "" names an endpoint alone."""
+    state = f'<s n="IM"><Status>{status}</Status></s>' if status else ""
+    body = f'<user>{state}<sep n="IM" epid="{{b}}"/></user>'
+    head = ("Notification: 1.0", "Uri: /user", "Content-Type: application/user+xml", "", body)
+    return routed(f"S< NFY {change}", to, by, *head)
+
+
+@pytest.mark.parametrize(
+    ("came", "went"),
+    [
+        (state("PUT", *ABOUT_BOB, "BSY"), state("PUT", *ABOUT_BOB, "FLN")),
+        (state("PUT", *ABOUT_BOB, "BSY"), state("DEL", *ABOUT_BOB, "")),
+        (
+            f"S< NLN AWY 1:bob@example.com;via={CIRCLE} Bob 1:2\n",
+            f"S< FLN 1:bob@example.com;via={CIRCLE} 0:0\n",
+        ),
+    ],
+)
+def test_who_is_online_in_a_circle_is_in_it_and_no_more_is_said_of_him(
+    came: str, went: str
+) -> None:
+    plain = ("1:alice@example.com", "1:bob@example.com")
+    text = SIGNED_IN + state("PUT", *plain, "NLN") + came + came
+    text += routed("C> SDG 7", CIRCLE, "1:alice@example.com", *TEXT) + went + went
+    text += state("DEL", *plain, "")
+    assert [(body.account, body.status) for body in only(Presence, text)] == [
+        (BOB, "online"),
+        (BOB, "offline"),
+    ]
+    (join,), (leave,) = only(Join, text), only(Leave, text)
+    assert (join.account, join.participants) == (BOB, (ALICE, BOB))
+    assert (leave.account, leave.participants) == (BOB, (ALICE,))
+    (message,) = only(Message, text)
+    assert message.recipients == (BOB,)
+    assert message.conversation == join.conversation == leave.conversation
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"S< NLN NLN {CIRCLE} Friends 1:2\n",
+        f"S< FLN {CIRCLE} 0:0\n",
+        state("PUT", "1:alice@example.com", CIRCLE, "NLN"),
+        state(
+            "PUT", f"1:alice@example.com;via={CIRCLE}", f"1:alice@example.com;via={CIRCLE}", "BSY"
+        ),
+        f"S< NLN XXX 1:bob@example.com;via={CIRCLE} Bob 1:2\n",
+    ],
+)
+def test_the_state_of_a_circle_is_nobodys(line: str) -> None:
+    told = [
+        body for _, body in patterns(SIGNED_IN + line) if not isinstance(body, Connect | SignIn)
+    ]
+    assert told == []
+
+
+def test_words_beside_a_name_in_a_circle_are_not_those_of_the_person() -> None:
+    text = SIGNED_IN + "S< NLN BSY bob@example.com Bob 0\n"
+    text += personal("S< UBX 1:bob@example.com", "working")
+    text += personal(f"S< UBX 1:bob@example.com;via={CIRCLE}", "playing")
+    shown = [body.personal_message for body in only(Presence, text, Content.FULL)]
+    assert shown == [None, "working"]
 
 
 def personal(line: str, words: str) -> str:

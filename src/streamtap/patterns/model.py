@@ -56,8 +56,9 @@ class SignOut(Pattern, frozen=True, kw_only=True, tag="im.sign_out"):
 
 
 class Presence(Pattern, frozen=True, kw_only=True, tag="im.presence"):
-    """Somebody's state; status: online busy idle away brb phone lunch invisible offline;
-    personal_message: the words beside it, only with `--content full`."""
+    """Somebody's state, but not that within a circle or group alone, which `im.join` tells; status:
+    online busy idle away brb phone lunch invisible offline; personal_message: the words beside it,
+    only with `--content full`."""
 
     account: str
     status: str

@@ -71,6 +71,30 @@ class Groups:
                 patterns.append(came(event, conversation, account, people.with_user(own)))
         return patterns
 
+    def seen(
+        self,
+        event: MsnpCommand,
+        time_ns: int,
+        group: str,
+        account: str,
+        own: str | None,
+        status: str,
+    ) -> list[Pattern]:
+        """Somebody's state within a group: it tells who is in it, and not who is online."""
+        if account in (own, group):
+            return []
+        people = self._of(group)
+        there = status != "offline"
+        if there is (account in people):
+            return []
+        conversation = self.conversation(group, time_ns)
+        if not there:
+            people.leave(account, "")
+            return [went(event, conversation, account, people.with_user(own))]
+        if not people.join(account, ""):
+            return []
+        return [came(event, conversation, account, people.with_user(own))]
+
     def _of(self, group: str) -> Participants:
         people = self._people.get(group)
         if people is None:

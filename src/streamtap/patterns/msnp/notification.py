@@ -16,7 +16,7 @@ from streamtap.patterns.msnp.membership import invited
 from streamtap.patterns.msnp.presence import Presences, name_of
 from streamtap.patterns.msnp.relayed import Relayed
 from streamtap.patterns.msnp.transfers import Transfers
-from streamtap.patterns.msnp.words import OUT_REASONS, account_of, place_of, unquoted
+from streamtap.patterns.msnp.words import OUT_REASONS, account_of, group_of, place_of, unquoted
 from streamtap.protocols.msnp import MsnpCommand, MsnpPacket
 from streamtap.protocols.msnp.commands import NEWEST
 from streamtap.protocols.msnp.p2p import parse_slp
@@ -183,11 +183,17 @@ class Notification:
         return self._presences.own(event, self._client.own(time_ns), self._client.name)
 
     def contact_presence(self, time_ns: int, event: MsnpCommand) -> Patterns:
+        args = event.args
+        at = 0 if event.verb == "FLN" else 1
+        if len(args) > at and (group := group_of(args[at])):
+            return self._relayed.member(event, time_ns, group, self._client.own(time_ns))
         return self._presences.contact(event)
 
     def personal(self, time_ns: int, event: MsnpCommand) -> Patterns:
-        """UBX of a contact, or of an own endpoint."""
-        return self._presences.personal(event, account_of(event.args[0]) if event.args else None)
+        """UBX of a contact, or of an own endpoint; what is said within a group is not of him."""
+        if not event.args or group_of(event.args[0]):
+            return NOTHING
+        return self._presences.personal(event, account_of(event.args[0]))
 
     def own_personal(self, time_ns: int, event: MsnpCommand) -> Patterns:
         return self._presences.personal(event, self._client.own(time_ns))

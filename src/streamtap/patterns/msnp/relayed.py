@@ -12,7 +12,7 @@ from streamtap.patterns.msnp.groups import Groups
 from streamtap.patterns.msnp.mime import Mime, parse_mime, shown_text
 from streamtap.patterns.msnp.presence import Presences
 from streamtap.patterns.msnp.transfers import Transfers
-from streamtap.patterns.msnp.words import Routed, account_of, roster_status, routed
+from streamtap.patterns.msnp.words import STATUS, Routed, account_of, roster_status, routed
 from streamtap.protocols.msnp import MsnpCommand, MsnpPacket, Slp
 from streamtap.protocols.msnp.p2p import parse_slp
 
@@ -34,7 +34,8 @@ class Relayed:
         self._presences = presences
         self._transfers = transfers
         self._groups = Groups(client.scope, client.links)
-        self._endpoints: dict[str, set[str]] = {}  # where people are signed in
+        # Where people are signed in, in all and within each group.
+        self._endpoints: dict[tuple[str, str], set[str]] = {}
 
     def service_message(self, event: MsnpCommand, own: str | None) -> Patterns:
         """MSG of the service: profile, mail, offline messages, shutdown."""
@@ -108,7 +109,14 @@ class Relayed:
         if route.group and "circle" in route.uri:
             sent = direction is Direction.TO_SERVER
             return self._groups.published(event, time_ns, route, own, sent=sent)
-        return self._presence(event, route, own)
+        return self._presence(event, time_ns, route, own)
+
+    def member(self, event: MsnpCommand, time_ns: int, group: str, own: str | None) -> Patterns:
+        """NLN and FLN of somebody in a group."""
+        gone = event.verb == "FLN"
+        account = account_of(event.args[0 if gone else 1])
+        status = "offline" if gone else STATUS.get(event.args[0])
+        return self._groups.seen(event, time_ns, group, account, own, status) if status else NOTHING
 
     def acknowledged(self, event: MsnpCommand, time_ns: int) -> Patterns:
         """PUT of the server: the answer to a publication, which may name a new group."""
@@ -117,23 +125,28 @@ class Relayed:
             self._groups.named(route.group, time_ns)
         return NOTHING
 
-    def _presence(self, event: MsnpCommand, route: Routed, own: str | None) -> Patterns:
-        account = route.sender
+    def _presence(
+        self, event: MsnpCommand, time_ns: int, route: Routed, own: str | None
+    ) -> Patterns:
+        account, group = route.sender, route.group
+        place = group, account
         status, name, message, endpoints = roster_status(route.body)
         name = name or (self._client.name if account == own else None)
         if event.verb == "DEL" or event.args[:1] == ("DEL",):
-            left = self._endpoints.get(account, set())
+            left = self._endpoints.get(place, set())
             left -= endpoints
             if left or not endpoints:
                 return NOTHING
-            self._endpoints.pop(account, None)
-            return [self._presences.tell(event, account, "offline", name)]
-        if account in self._endpoints or len(self._endpoints) < PEERS:
-            held = self._endpoints.setdefault(account, set())
+            self._endpoints.pop(place, None)
+            status = "offline"
+        elif place in self._endpoints or len(self._endpoints) < PEERS:
+            held = self._endpoints.setdefault(place, set())
             if route.full:  # what it does not name is signed in no more
                 held.clear()
             if len(held) < ENDPOINTS:
                 held |= endpoints | ({route.endpoint} if route.endpoint else set())
+        if status is not None and group:
+            return self._groups.seen(event, time_ns, group, account, own, status)
         if status is None or (account == own and status == self._presences.status_of(account)):
             return NOTHING
         return [self._presences.tell(event, account, status, name, message)]

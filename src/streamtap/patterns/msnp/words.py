@@ -64,6 +64,12 @@ def account_of(text: str) -> str:
     return text[:ACCOUNT].lower()
 
 
+def group_of(text: str) -> str:
+    """The circle or temporary group that an address is, or is reached through; "" for none."""
+    found = _GROUP.search(text) if ":" in text else None
+    return found[1].lower() if found else ""
+
+
 def unquoted(name: str) -> str:
     """A friendly name; `+` is itself, and what is not UTF-8 shows as replacement characters."""
     return unquote(name) if "%" in name else name
@@ -184,7 +190,6 @@ def routed(payload: bytes, announced: int) -> Routed | None:
         elif name != "data":
             kind = MESSAGE_TYPES.get(name, "other")
     sender, to = routing.get("from", ""), routing.get("to", "")
-    group = _GROUP.search(to) or _GROUP.search(sender)
     uri = about.get("uri", "")
     member = _MEMBER.search(uri)
     return Routed(
@@ -196,7 +201,7 @@ def routed(payload: bytes, announced: int) -> Routed | None:
         payload[used:],
         max(0, announced - used),
         signal,
-        group[1].lower() if group else "",
+        group_of(to) or group_of(sender),
         uri,
         account_of(member[1]) if member else "",
         about.get("notiftype", "").lower() == "full",
