@@ -30,7 +30,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "watch": (CORE | {"capture", "demux", "holding", "pipeline"}, set()),
     "tally": ({"events"}, set()),
     "summary": ({"events", "patterns", "tally"}, {"msgspec"}),
-    "ordered": ({"capture", "demux", "flows", "model", "streams"}, set()),
+    "ordered": ({"capture", "demux", "flows", "model", "protocols", "streams"}, set()),
     "listener": (CORE | {"capture", "pipeline"}, {"msgspec"}),
     "reading": (
         PIPELINE | {"demux", "listener", "ordered", "pipeline", "tally", "__init__"},

@@ -10,8 +10,9 @@ import pytest
 import streamtap
 from helpers import captures
 from helpers.captures import Packet
-from helpers.packets import Talk, ethernet
+from helpers.packets import ACK, SYN, C, S, Talk, ethernet
 from streamtap.errors import CaptureFileError
+from streamtap.patterns import Message
 
 Reader = Callable[..., Iterator[Any]]
 READERS = pytest.mark.parametrize("reader", [streamtap.read, streamtap.streams])
@@ -85,3 +86,60 @@ def test_a_path_is_anything_that_names_a_file(capture: Path, reader: Reader) -> 
     count = len(list(reader(capture)))
     assert len(list(reader(os.fspath(capture)))) == count
     assert len(list(reader(os.fsencode(capture)))) == count
+
+
+TEXT = b"MIME-Version: 1.0\r\nContent-Type: text/plain\r\n\r\nhi"
+OF_CLIENT = b"MSG 3 N %d\r\n%b" % (len(TEXT), TEXT)
+OF_SERVER = b"MSG bob@example.com Bob %d\r\n%b" % (len(TEXT), TEXT)
+CLIENT, SERVER = ("10.0.0.1", 22), ("192.0.2.1", 50_000)  # by its ports it is the other way round
+
+
+def midstream(path: Path, said: list[tuple[Any, bytes]]) -> Path:
+    """A connection whose beginning was not captured."""
+    talk, places, packets = Talk(CLIENT, SERVER), [0, 0], list[bytes]()
+    for way, data in said:
+        packets.append(talk.packet(way, places[way], data))
+        places[way] += len(data)
+    path.write_bytes(captures.pcap(Packet(ethernet(one)) for one in packets))
+    return path
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [(C, OF_CLIENT), (S, OF_SERVER)],
+        [(S, OF_SERVER), (C, OF_CLIENT)],
+        [(S, b"rest of something\r\nCHG 7 NLN\r\n"), (S, OF_SERVER), (C, OF_CLIENT)],
+        [(C, b"CHG 7 NLN\r\n"), (S, OF_SERVER), (C, OF_CLIENT)],
+    ],
+)
+def test_who_is_the_client_is_told_by_what_was_said_not_by_ports(
+    tmp_path: Path, said: list[tuple[Any, bytes]]
+) -> None:
+    path = midstream(tmp_path / "talk.pcap", said)
+    told = {
+        (record.direction, record.body.sender, record.flow and record.flow.local)
+        for record in streamtap.read(path)
+        if isinstance(record.body, Message)
+    }
+    assert told == {
+        ("sent", None, "10.0.0.1:22"),
+        ("received", "bob@example.com", "10.0.0.1:22"),
+    }
+    assert {part.flow.local.port for part in streamtap.streams(path)} == {22}
+
+
+def test_where_nothing_tells_the_ports_do(tmp_path: Path) -> None:
+    path = midstream(tmp_path / "talk.pcap", [(C, b"\x16\x03\x01"), (S, b"\x16\x03\x03")])
+    assert {part.flow.local.port for part in streamtap.streams(path)} == {50_000}
+
+
+def test_a_handshake_tells_more_than_what_is_said(tmp_path: Path) -> None:
+    talk = Talk(CLIENT, SERVER)
+    packets = [
+        talk.packet(S, -1, flags=SYN | ACK, ack=0),
+        talk.c(0, OF_SERVER),
+    ]
+    path = tmp_path / "talk.pcap"
+    path.write_bytes(captures.pcap(Packet(ethernet(one)) for one in packets))
+    assert {part.flow.local.port for part in streamtap.streams(path)} == {22}

@@ -18,6 +18,7 @@ from streamtap.capture.workers import PAYS, Workers
 from streamtap.demux import Demux
 from streamtap.flows import FlowState
 from streamtap.model import DIRECTIONS, Closed, Direction, Flow, Opened, Scoped, StreamItem
+from streamtap.protocols import way_of
 from streamtap.streams import Reassembler
 
 MOST_WORKERS = 3  # one process takes in what they decode
@@ -76,7 +77,13 @@ def open_source(
             stretches = Workers(source, chosen, min(processes, MOST_WORKERS), part=part)
         else:
             stretches = Serial(Single(source), chosen)
-    return OfflineSource(stretches, chosen, acknowledgements=acknowledgements, max_flows=max_flows)
+    return OfflineSource(
+        stretches,
+        chosen,
+        acknowledgements=acknowledgements,
+        max_flows=max_flows,
+        way_of=way_of,
+    )
 
 
 class StreamPart(NamedTuple):

@@ -2,13 +2,18 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from streamtap.protocols import Limits, Verdict, by_name, detect, parsers
+from helpers import transcripts
+from streamtap.model import Direction
+from streamtap.protocols import Limits, Verdict, by_name, detect, parsers, way_of
 from streamtap.protocols.http import HttpParser
 from streamtap.protocols.opaque import OpaqueParser
 
+GOLDEN = Path(__file__).parent.parent / "golden" / "msnp"
+C, S = Direction.TO_SERVER, Direction.TO_CLIENT
 TLS = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 GET = b"GET /index.html HTTP/1.1\r\n"
 
@@ -130,3 +135,41 @@ def test_more_bytes_never_change_a_decision(data: bytes) -> None:
 
 def test_the_order_of_parsers_decides_between_two_that_say_yes() -> None:
     assert detect(GET, b"HTTP/1.1 200 OK\r\n") is detect(GET, b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "way"),
+    [
+        (GET, C),
+        (b"HTTP/1.1 200 OK\r\n", S),
+        (b"MSG 3 N 40\r\nMIME-Version: 1.0\r\n", C),
+        (b"MSG 3 D 40\r\nMessage-ID: {1}\r\n", C),
+        (b"MSG bob@example.com Bob%20B 40\r\nMIME-Version: 1.0\r\n", S),
+        (b"MSG Hotmail Hotmail 40\r\nMIME-Version: 1.0\r\n", S),
+        (b"rest\r\nMSG 3 N 40\r\nMIME-Version: 1.0\r\nContent-Type: text/plain", C),
+        (b"restMSG b@e B 40\r\nMIME-Version: 1.0\r\nContent-Type: text/plain", S),
+        (b"USR 1 alice@example.com 1.2.3\r\n", C),
+        (b"USR 1 OK alice@example.com Alice\r\n", S),
+        (b"CAL 2 bob@example.com\r\n", C),
+        (b"CAL 2 RINGING 7\r\n", S),
+        (b"XFR 5 SB\r\n", C),
+        (b"XFR 5 SB 192.0.2.30:1863 CKI 1.2\r\n", S),
+        (b"JOI bob@example.com Bob\r\n", S),
+        (b"SDG 8 90\r\nRouting: 1.0\r\n", C),
+        (b"SDG 0 90\r\nRouting: 1.0\r\n", S),
+        (b"VER 1 MSNP8 CVR0\r\n", None),
+        (b"CHG 8 NLN 0 0\r\n", None),
+        (b"USR 4 TWN S x\r\n", None),
+        (TLS, None),
+        (b"", None),
+    ],
+)
+def test_what_only_one_end_says_tells_which_way_it_goes(data: bytes, way: Direction | None) -> None:
+    assert way_of(data) is way
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.transcript")), ids=lambda path: path.stem)
+def test_no_command_is_taken_for_one_of_the_other_end(path: Path) -> None:
+    for step in transcripts.read(path).steps:
+        if isinstance(step.data, bytes):
+            assert way_of(step.data) in (step.direction, None), step.data[:60]

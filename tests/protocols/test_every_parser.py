@@ -68,6 +68,16 @@ def mutated(script: Script, draw: random.Random) -> list[Step]:
     return steps
 
 
+@each_sample
+def test_what_one_end_says_is_never_taken_for_the_other_ends(name: str, number: int) -> None:
+    """From the beginning of what it says at a time, and from anywhere in it."""
+    parser, script = sample(name, number)
+    for direction, data in script:
+        assert isinstance(data, bytes)
+        found = {parser.speaks(data[begin:]) for begin in range(len(data))}
+        assert found <= {direction, None}
+
+
 def begins_apart(parser: type[Parser], steps: Sequence[Step]) -> int:
     """How many steps it takes until the parser says that its sides are apart."""
     heard = parser(limits=Limits(), midstream=False)

@@ -6,7 +6,7 @@ that begin or end a connection go one by one.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from streamtap.capture.batch import Batch, batches
@@ -22,6 +22,8 @@ LINGER_NS = 2_000_000_000  # late packets of a connection that has ended may sti
 FORGOTTEN_NS = 120_000_000_000  # an ended connection is known so long: twice a usual TIME_WAIT
 ENDED = 32_768  # ended connections that are known
 MAX_FLOWS = 65_536
+LOOKS = 8  # runs that may tell which end of a connection is the client
+HEAD = 2048  # bytes of each
 ASIDE = 256  # runs among which the first bytes of a connection may stand, out of order
 FEW = 64  # items given at a time: what is used at once is still in the processor's cache
 LATE = "packets that came after their connection had ended"
@@ -33,17 +35,27 @@ _MASK = 0xFFFF_FFFF
 _HALF = 1 << 31
 _TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 _Key = tuple[int, int]
+WayOf = Callable[[bytes], Direction | None]
 
 
 class Connections:
     """The connections that are open, and those that have ended lately.
 
     acknowledgements: every segment has its own, for who writes packets.
+    way_of: which way bytes go, by what they say; None where they do not tell. It is asked where the
+        beginning was not seen, and the ports are all that there is otherwise.
     passed: packets that say nothing to any flow, by reason. missing: bytes that the capture cut.
     evicted: flows that were closed because there were too many.
     """
 
-    def __init__(self, *, acknowledgements: bool = False, max_flows: int = MAX_FLOWS) -> None:
+    def __init__(
+        self,
+        *,
+        acknowledgements: bool = False,
+        max_flows: int = MAX_FLOWS,
+        way_of: WayOf = lambda data: None,
+    ) -> None:
+        self._way_of = way_of
         self._acknowledgements = acknowledgements
         self.passed: Counter[str] = Counter()
         self.missing = 0
@@ -196,7 +208,7 @@ class Connections:
                         connection.reason = "end"
                         connection.ended_ns = connection.last_ns
                     self._close(key, connection, items)
-                connection = self._meet(key, batch, index)
+                connection = self._meet(key, batch, steps[number : number + LOOKS])
                 if connection is None:
                     continue
                 table[key] = connection
@@ -266,8 +278,9 @@ class Connections:
             return batch.ack[index] == connection.challenge
         return connection.challenge == sequence and batch.length[index] > 0
 
-    def _meet(self, key: _Key, batch: Batch, index: int) -> Connection | None:
-        """The connection that a run begins; None if it tells of none."""
+    def _meet(self, key: _Key, batch: Batch, steps: Sequence[int]) -> Connection | None:
+        """The connection that the first of some runs begins; None if it tells of none."""
+        index = steps[0]
         strand = batch.strand[index]
         flags, sequence = batch.flags[index], batch.sequence[index]
         length = batch.length[index]
@@ -287,10 +300,25 @@ class Connections:
             return None
         self._flows += 1
         midstream = not flags & SYN
-        from_client = batch.is_from_client(strand) if midstream else not flags & ACK
+        from_client = self._is_from_client(batch, steps) if midstream else not flags & ACK
         return Connection(
             self._flows, batch, strand, batch.run_first_ns[index], from_client, midstream
         )
+
+    def _is_from_client(self, batch: Batch, steps: Sequence[int]) -> bool:
+        """Whether the client sent the first of these runs of a connection that is open: by what
+        they say, else by the ports."""
+        strand = batch.strand[steps[0]]
+        for index in steps:
+            if batch.flags[index] & SYN:
+                break
+            low, high = batch.data[index], batch.data[index + 1]
+            head = bytes(batch.payload[low : min(high, low + HEAD)])
+            way = self._way_of(head) if head else None
+            if way is not None:
+                same = batch.from_high[batch.strand[index]] is batch.from_high[strand]
+                return (way is _TO_SERVER) is same
+        return batch.is_from_client(strand)
 
     def _greet(
         self, connection: Connection, direction: Direction, batch: Batch, index: int

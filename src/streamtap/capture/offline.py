@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from streamtap.capture.connections import MAX_FLOWS, Connections, Item
+from streamtap.capture.connections import MAX_FLOWS, Connections, Item, WayOf
 from streamtap.capture.container import Packets
 from streamtap.capture.fragments import GIVEN_UP, Fragments
 from streamtap.capture.packets import SLACK, Chosen
@@ -23,7 +23,7 @@ class OfflineSource:
     what is open at the end. Where there are too many flows, a stretch is told in parts, so that
     those that were given up are gone before others come.
 
-    acknowledgements: every segment has its own. packets: how many were read.
+    acknowledgements, way_of: as of `Connections`. packets: how many were read.
     """
 
     def __init__(
@@ -33,10 +33,13 @@ class OfflineSource:
         *,
         acknowledgements: bool = False,
         max_flows: int = MAX_FLOWS,
+        way_of: WayOf = lambda data: None,
     ) -> None:
         self._stretches = stretches
         self._chosen = chosen
-        self._connections = Connections(acknowledgements=acknowledgements, max_flows=max_flows)
+        self._connections = Connections(
+            acknowledgements=acknowledgements, max_flows=max_flows, way_of=way_of
+        )
         self._fragments = Fragments()
         self._whole: Mapped | None = None  # payloads of packets that came in fragments
         self._passed: Counter[str] = Counter()

@@ -4,6 +4,6 @@ Each parser is one module or package of this folder; importing the folder import
 """
 
 from streamtap.protocols._base import Limits, Parser, Verdict
-from streamtap.protocols._detect import by_name, detect, event_types, parsers
+from streamtap.protocols._detect import by_name, detect, event_types, parsers, way_of
 
-__all__ = ["Limits", "Parser", "Verdict", "by_name", "detect", "event_types", "parsers"]
+__all__ = ["Limits", "Parser", "Verdict", "by_name", "detect", "event_types", "parsers", "way_of"]

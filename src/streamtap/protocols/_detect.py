@@ -10,10 +10,11 @@ from functools import cache
 from types import ModuleType
 
 from streamtap.events import Event
+from streamtap.model import Direction
 from streamtap.protocols._base import Limits, Parser, Verdict
 
 _FALLBACK = "opaque"
-_MEMBERS = ("name", "events", "probe", "receive", "gap", "end", "held")
+_MEMBERS = ("name", "events", "probe", "speaks", "receive", "gap", "end", "held")
 
 
 @cache
@@ -54,6 +55,13 @@ def by_name(name: str) -> type[Parser]:
             return parser
     known = ", ".join(parser.name for parser in parsers())
     raise ValueError(f"unknown protocol {name!r}; known are: {known}")
+
+
+def way_of(data: bytes) -> Direction | None:
+    """Which way these bytes of a flow went, as far as what they say is certain; None if no parser
+    can tell, or if two do not agree."""
+    told = {way for parser in parsers() if (way := parser.speaks(data)) is not None}
+    return told.pop() if len(told) == 1 else None
 
 
 def detect(

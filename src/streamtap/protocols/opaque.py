@@ -32,6 +32,11 @@ class OpaqueParser:
         """Claims nothing: detection falls back on it."""
         return Verdict.NO
 
+    @classmethod
+    def speaks(cls, data: bytes) -> Direction | None:
+        """Nothing tells."""
+        return None
+
     def receive(self, direction: Direction, data: bytes | memoryview) -> Iterator[Event]:
         length = len(data)
         offset = self._offsets[direction]

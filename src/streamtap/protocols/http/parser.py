@@ -61,6 +61,13 @@ class HttpParser:
             return Verdict.YES
         return Verdict.MORE if Verdict.MORE in verdicts or not verdicts else Verdict.NO
 
+    @classmethod
+    def speaks(cls, data: bytes) -> Direction | None:
+        """A request or a response."""
+        if probe_request(data) is Verdict.YES:
+            return Direction.TO_SERVER
+        return Direction.TO_CLIENT if probe_response(data) is Verdict.YES else None
+
     @property
     def sides_apart(self) -> bool:
         return False  # what was asked tells whether the answer has a body

@@ -41,6 +41,24 @@ _MESSAGE = re.compile(
     rb"MSG (?:[0-9]{1,10} [UNAD]|[^ \r\n@]{1,256}@[^ \r\n]{1,256} [^\r\n]{1,400}) [0-9]{1,5}\r?\n"
     rb"MIME-Version: 1\.0\r?\nContent-Type: "
 )
+# What no server says, and what no client does. VER, CHG and lists come back as they were sent.
+_OF_CLIENT = re.compile(
+    rb"USR [0-9]{1,10} (?:(?:MD5|TWN|SSO|CTP) I |[^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ *\r?\n)"
+    rb"|ANS [0-9]{1,10} [^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ [^ \r\n]+ *\r?\n"
+    rb"|MSG [0-9]{1,10} [UNADS] [0-9]{1,7}\r?\nM|CAL [0-9]{1,10} [^ \r\n@]+@[^ \r\n]+ *\r?\n"
+    rb"|XFR [0-9]{1,10} SB *\r?\n|CVR [0-9]{1,10} 0x[0-9A-Fa-f]+ |QRY [0-9]{1,10} [^ \r\n]+ 32\r?\n"
+    rb"|UUX [0-9]{1,10} [0-9]{1,7}\r?\n<|(?:PUT|SDG) [1-9][0-9]{0,9} [0-9]{1,7}\r?\nRouting:"
+    rb"|ADL [1-9][0-9]{0,9} [0-9]{1,7}\r?\n<ml"
+)
+_OF_SERVER = re.compile(
+    rb"(?:NLN|ILN [0-9]{1,10}) [A-Z]{3} [^ \r\n@]+@|FLN [^ \r\n@]+@|USR [0-9]{1,10} OK [^ \r\n@]+@"
+    rb"|MSG (?:Hotmail|[^ \r\n@]+@[^ \r\n]+) [^\r\n]+ [0-9]{1,7}\r?\nM"
+    rb"|(?:JOI|BYE) [^ \r\n@]+@[^\r\n]*\r?\n|IRO [0-9]{1,10} [0-9]+ [0-9]+ [^ \r\n@]+@"
+    rb"|RNG [^ \r\n]+ [^ \r\n]+ CKI |XFR [0-9]{1,10} (?:NS [^ \r\n]+[: ]|SB [^ \r\n]+ CKI )"
+    rb"|CAL [0-9]{1,10} RINGING |ANS [0-9]{1,10} OK *\r?\n|CHL 0 [0-9]+ *\r?\n"
+    rb"|UBX [^ \r\n@]+@[^ \r\n]+ [0-9 ]+\r?\n<|NFY (?:PUT|DEL) [0-9]{1,7}\r?\nRouting:"
+    rb"|SDG 0 [0-9]{1,7}\r?\nRouting:|LST (?:N=)?[^ \r\n@]+@"
+)
 # Words that lines of other protocols may begin with too.
 _COMMON = frozenset(
     ("ACK", "ADD", "DEL", "GET", "INF", "MSG", "NAK", "NOT", "OUT", "PUT", "REG", "REM", "URL")
@@ -133,6 +151,18 @@ class MsnpParser:
         if Verdict.YES in (asked, answered):
             return Verdict.YES
         return Verdict.MORE if Verdict.MORE in (asked, answered) else Verdict.NO
+
+    @classmethod
+    def speaks(cls, data: bytes) -> Direction | None:
+        """By a command at the beginning, or a message anywhere."""
+        if _OF_CLIENT.match(data):
+            return Direction.TO_SERVER
+        if _OF_SERVER.match(data):
+            return Direction.TO_CLIENT
+        found = _MESSAGE.search(data)
+        if found is None:
+            return None
+        return Direction.TO_CLIENT if b"@" in found[0] else Direction.TO_SERVER
 
     @property
     def sides_apart(self) -> bool:
