@@ -12,7 +12,7 @@ from helpers.streams import Script, Step, assert_tiles, bytewise, run, split
 from protocols.samples import SAMPLES
 from streamtap.events import Event
 from streamtap.model import Direction
-from streamtap.protocols import Limits, Parser, by_name, event_types, parsers
+from streamtap.protocols import Limits, Parser, Pool, _base, by_name, event_types, parsers
 
 NAMES = [parser.name for parser in parsers()]
 CASES = [(name, number) for name in NAMES for number in range(len(SAMPLES.get(name, ())))]
@@ -68,16 +68,6 @@ def mutated(script: Script, draw: random.Random) -> list[Step]:
     return steps
 
 
-@each_sample
-def test_what_one_end_says_is_never_taken_for_the_other_ends(name: str, number: int) -> None:
-    """From the beginning of what it says at a time, and from anywhere in it."""
-    parser, script = sample(name, number)
-    for direction, data in script:
-        assert isinstance(data, bytes)
-        found = {parser.speaks(data[begin:]) for begin in range(len(data))}
-        assert found <= {direction, None}
-
-
 def begins_apart(parser: type[Parser], steps: Sequence[Step]) -> int:
     """How many steps it takes until the parser says that its sides are apart."""
     heard = parser(limits=Limits(), midstream=False)
@@ -110,6 +100,16 @@ def test_samples_are_detected_as_their_protocol(name: str, number: int) -> None:
         assert isinstance(data, bytes)
         streams[direction] += data
     assert detect(streams[0], streams[1], final=True) is by_name(name)
+
+
+@each_sample
+def test_what_one_end_says_is_never_taken_for_the_other_ends(name: str, number: int) -> None:
+    """From the beginning of what it says at a time, and from anywhere in it."""
+    parser, script = sample(name, number)
+    for direction, data in script:
+        assert isinstance(data, bytes)
+        found = {parser.speaks(data[begin:]) for begin in range(len(data))}
+        assert found <= {direction, None}
 
 
 @each_sample
@@ -146,6 +146,23 @@ def test_any_split_gives_the_same_events(
         assert_tiles(whole)
         assert_tiles(pieces)
         assert pieces.merged() == whole.merged()
+
+
+@each_sample
+@few
+@given(sizes=SIZES, seed=st.integers(0, 2**32), midstream=st.booleans(), own=st.integers(0, 80))
+def test_who_finds_no_room_tells_it_and_counts_right(
+    name: str, number: int, sizes: list[int], seed: int, midstream: bool, own: int
+) -> None:
+    parser, script = sample(name, number)
+    draw = random.Random(seed)
+    pool = Pool(limit=draw.choice([0, 200]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_base, "HELD_OWN", own)
+        for steps in (script, with_gaps(script, draw), mutated(script, draw)):
+            limits = Limits(pool=pool)
+            assert_tiles(run(parser, split(steps, sizes), midstream=midstream, limits=limits))
+            assert pool.held == 0
 
 
 @each_sample

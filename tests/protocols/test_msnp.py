@@ -1,5 +1,6 @@
 """MSNP framing: which bytes are which command, and the way back after loss and garbage."""
 
+import base64
 import uuid
 from struct import pack
 
@@ -9,10 +10,11 @@ from helpers.streams import Script, assert_tiles, bytewise, run
 from protocols.samples import DATA, P2P, ROUTED, TEXT, C, S, counted, frame, lines, packet, second
 from streamtap.events import Event, Malformed, Skipped
 from streamtap.model import Direction
-from streamtap.protocols import Limits, Verdict
+from streamtap.protocols import Limits, Pool, Verdict
+from streamtap.protocols._base import HELD_OWN
 from streamtap.protocols._redact import redact
 from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, MsnpParser, MsnpPrelude
-from streamtap.protocols.msnp.p2p import decode, nonce_hashes, parse_slp
+from streamtap.protocols.msnp.p2p import FILE_GUID, decode, nonce_hashes, parse_slp
 
 
 def told(events: list[Event]) -> list[tuple[object, ...]]:
@@ -174,6 +176,67 @@ def test_two_unknown_commands_in_a_row_are_garbage() -> None:
 def test_a_payload_length_past_the_limit_is_not_waited_for() -> None:
     events = events_of(lines("MSG b@e B 999999", "ACK 1", "ACK 2"))
     assert [line[0] for line in told(events)] == ["Malformed", "Skipped", "ACK", "ACK"]
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [b"ADL 1 100000\r\n<ml>", b"XXXX\r\nADL 1 60000\r\n<ml>", b"LST ", b"\0" + b"x" * 17_000],
+)
+def test_what_all_flows_hold_is_bounded(begin: bytes) -> None:
+    flows, part = 200, 10_000
+    limits = Limits(pool=Pool(limit=100_000))
+    parsers = [MsnpParser(limits=limits, midstream=False) for _ in range(flows)]
+    events: list[list[Event]] = [[] for _ in parsers]
+    for data in (lines("VER 1 MSNP18 CVR0"), begin, *[b"x" * (part // 10)] * 10):
+        for parser, told_ in zip(parsers, events, strict=True):
+            told_ += parser.receive(C, data)
+            assert sum(parser.held for parser in parsers[:3]) <= 3 * (part + 32_000)
+    held = sum(parser.held for parser in parsers)
+    assert 50_000 < held <= 100_000 + flows * HELD_OWN + part
+    assert limits.pool.held == held
+    for parser, told_ in zip(parsers, events, strict=True):
+        told_ += parser.end(C)
+    assert limits.pool.held == 0
+    length = sum(event.offset + event.length for event in (told_[-1] for told_ in events))
+    assert length == flows * (len(lines("VER 1 MSNP18 CVR0")) + len(begin) + part)
+
+
+def test_a_payload_that_finds_no_room_is_told_and_what_follows_is_understood() -> None:
+    limits = Limits(pool=Pool(limit=0))
+    parser = MsnpParser(limits=limits, midstream=False)
+    payload = b"<ml>" + b"x" * 9996
+    data = b"ADL 7 10000\r\n" + payload + lines("CHG 8 NLN")
+    events = [
+        event for at in range(0, len(data), 1000) for event in parser.receive(C, data[at:][:1000])
+    ]
+    events += parser.end(C)
+    first, rest, last = events
+    assert isinstance(first, MsnpCommand)
+    assert first.missing == 10_000 - len(first.payload) > 7000
+    assert isinstance(rest, Skipped)
+    assert (rest.length, rest.reason) == (first.missing, "too much is held for others")
+    assert isinstance(last, MsnpCommand)
+    assert last.verb == "CHG"
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_an_offer_that_is_longer_than_what_may_wait_is_told_by_its_beginning(limit: int) -> None:
+    """A picture of the file makes it long."""
+    context = base64.b64encode(pack("<IIQI550s", 574, 2, 3000, 0, "a.png".encode("utf-16-le")))
+    text = b"INVITE MSNMSGR:b@e MSNSLP/1.0\r\nTo: <msnmsgr:b@e>\r\nCall-ID: {1}\r\n"
+    text += b"Content-Type: application/x-msnmsgr-sessionreqbody\r\n\r\nEUF-GUID: %b\r\n" % (
+        FILE_GUID.encode()
+    )
+    text += b"SessionID: 4711\r\nContext: %b%b\r\n\r\n\0" % (context, b"A" * 50_000)
+    parts = [text[at : at + 1200] for at in range(0, len(text), 1200)]
+    parser = MsnpParser(limits=Limits(pool=Pool(limit=limit)), midstream=True)
+    events: list[Event] = []
+    for at, part in enumerate(parts):
+        body = packet(0, part, len(text), at * 1200) + bytes(4)
+        events += parser.receive(S, counted("MSG b@e B", *P2P, "", "", tail=body))
+    told_ = [event.slp for event in events if isinstance(event, MsnpPacket) and event.slp]
+    found = [(slp.name, slp.size, slp.fields["sessionid"]) for slp in told_]
+    assert found == [("a.png", 3000, "4711")]
 
 
 def test_a_stream_that_is_not_msnp_is_given_up() -> None:

@@ -11,6 +11,7 @@ from streamtap.patterns.level import Level
 from streamtap.patterns.links import Links
 from streamtap.patterns.model import Meaning
 from streamtap.patterns.msnp import Chunks, Gateway, Memory, MsnpFlow, Place, Tunnels, Waiting
+from streamtap.protocols import Limits
 from streamtap.protocols.http import HttpBody, HttpRequest, HttpResponse, HttpTunnel
 from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, MsnpPrelude
 from streamtap.protocols.opaque import OpaqueData, OpaqueParser
@@ -34,7 +35,7 @@ class Conversations:
         self._links = Links()
         self._bursts = Bursts()
         self._chunks = Chunks(self._level)
-        memory = Memory(self._links, self._chunks, self._level)
+        memory = Memory(self._links, self._chunks, self._level, Limits())
         self._gateway = Gateway(memory)
         self._tunnels = Tunnels(memory)
         self._msnp: dict[int, MsnpFlow] = {}

@@ -18,14 +18,39 @@ class Verdict(Enum):
     MORE = "more"  # the bytes so far fit, but do not decide
 
 
+HELD_ALL = 64 << 20  # bytes that the parsers of all flows may hold together
+HELD_OWN = (
+    2048  # and one direction of one flow whatever the others do: a message of MSNP is shorter
+)
+
+
+class Pool:
+    """What several parsers hold together: `held` bytes, of which about `limit` are allowed."""
+
+    __slots__ = ("held", "limit")
+
+    def __init__(self, limit: int = HELD_ALL) -> None:
+        self.held = 0
+        self.limit = limit
+
+    def refuses(self, own: int) -> bool:
+        """Who holds `own` bytes of it may not hold them any longer."""
+        return self.held > self.limit and own > HELD_OWN
+
+
 class Limits(msgspec.Struct, frozen=True):
     """Bounds on what a parser holds, in bytes. They are judged by stream position, not by how much
-    has arrived, so that the way a stream is cut never changes the verdict."""
+    has arrived, so that the way a stream is cut never changes the verdict.
+
+    pool: the bound that it shares with all who have these limits. What finds no room is told as if
+    it had been lost.
+    """
 
     line: int = 16 * 1024  # MSNP lines stay below 4 KiB; HTTP servers commonly stop at 8 KiB
     headers: int = 64 * 1024  # one HTTP header block
     payload: int = 1024 * 1024  # one counted payload that is kept to be understood
     probe: int = 4 * 1024  # bytes of each direction that detection may look at
+    pool: Pool = msgspec.field(default_factory=Pool)
 
 
 class Parser(Protocol):

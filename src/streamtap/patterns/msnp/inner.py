@@ -20,11 +20,12 @@ LOST = 1 << 30  # bytes, more than any payload: nobody knows how many were lost
 
 
 class Memory(NamedTuple):
-    """What flows share."""
+    """What flows share. limits: of the parsers of what HTTP carries."""
 
     links: Links
     chunks: Chunks
     level: Level
+    limits: Limits
 
 
 class Inner:
@@ -36,8 +37,8 @@ class Inner:
     def __init__(self, flow: Flow, server: str, memory: Memory, *, midstream: bool) -> None:
         if midstream != flow.midstream:
             flow = replace(flow, midstream=midstream)
-        self._parser = MsnpParser(limits=Limits(), midstream=midstream)
-        self._flow = MsnpFlow(flow, *memory)
+        self._parser = MsnpParser(limits=memory.limits, midstream=midstream)
+        self._flow = MsnpFlow(flow, memory.links, memory.chunks, memory.level)
         if server:
             self._flow.reached(server)
 

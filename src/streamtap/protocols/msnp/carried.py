@@ -3,6 +3,7 @@
 import re
 
 from streamtap.model import Direction
+from streamtap.protocols._base import Pool
 from streamtap.protocols.msnp.events import MsnpPacket
 from streamtap.protocols.msnp.p2p import Packets, Raw, decode, decode_all
 from streamtap.protocols.msnp.secrets import redact_payload
@@ -33,14 +34,18 @@ class Carried:
 
     __slots__ = ("_direction", "_packets")
 
-    def __init__(self, direction: Direction) -> None:
+    def __init__(self, direction: Direction, pool: Pool) -> None:
         self._direction = direction
-        self._packets = Packets()
+        self._packets = Packets(pool)
 
     @property
     def held(self) -> int:
         """Bytes of unfinished MSNSLP messages."""
         return self._packets.held
+
+    def end(self) -> None:
+        """There will be no more packets."""
+        self._packets.end()
 
     def split(
         self, verb: str, end: int, args: list[str], payload: bytes

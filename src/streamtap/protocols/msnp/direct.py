@@ -87,6 +87,7 @@ class DirectStream:
         "_need",
         "_offset",
         "_packets",
+        "_pool",
         "_reason",
         "_second",
         "_start",
@@ -99,7 +100,8 @@ class DirectStream:
         self._held = bytearray()
         self._need = 0  # bytes held before looking again is of use
         self._offset = 0
-        self._packets = Packets()
+        self._packets = Packets(limits.pool)
+        self._pool = limits.pool
         self._greeted = False  # the handshake of this direction is over
         self._second = True  # packets may be of version 2
         self._blocks = False  # this end sends the file (MSNFTP)
@@ -121,11 +123,11 @@ class DirectStream:
         if self._dead:
             self._offset += len(data)
             return events
-        self._held += data
+        self._hold(data)
         if len(self._held) < self._need:
+            self._wait(events)
             return events
-        data = bytes(self._held)
-        self._held.clear()
+        data = self._release()
         self._need = 0
         taken = 0
         while not self._dead and taken < len(data):
@@ -137,16 +139,33 @@ class DirectStream:
         if self._dead:
             self._offset += len(data) - taken
         else:
-            self._held += data[taken:]
+            self._hold(data[taken:])
+            self._wait(events)
         return events
+
+    def _hold(self, data: bytes) -> None:
+        self._held += data
+        self._pool.held += len(data)
+
+    def _wait(self, events: list[Event]) -> None:
+        """What is held has to wait: not where all flows together hold too much."""
+        if self._pool.refuses(len(self._held)):
+            self._malformed("too much is held for others", events)
+            self._offset += len(self._release())
+
+    def _release(self) -> bytes:
+        """What was held."""
+        data = bytes(self._held)
+        self._held.clear()
+        self._pool.held -= len(data)
+        return data
 
     def gap(self, length: int) -> list[Event]:
         """`length` bytes are missing here: nothing behind them can be told apart."""
         events: list[Event] = []
         if not self._dead:
             self._stop("bytes were lost")
-        self._offset += len(self._held)
-        self._held.clear()
+        self._offset += len(self._release())
         self._skip(events)
         self._offset += length
         self._start = self._offset
@@ -156,9 +175,9 @@ class DirectStream:
         events: list[Event] = []
         if not self._dead:
             self._stop("ended inside a frame")
-        self._offset += len(self._held)
-        self._held.clear()
+        self._offset += len(self._release())
         self._skip(events)
+        self._packets.end()
         return events
 
     def _stop(self, reason: str) -> None:

@@ -43,6 +43,7 @@ USUAL = (
 )
 MIDSTREAM = "joined in mid-stream"
 LOST = "bytes were lost"
+FULL = "too much is held for others"
 TRUNCATED = "rest of a payload of which bytes were lost"
 NOT_MSNP = "not MSNP"
 NEWER = "MSNP22 or later"
@@ -78,6 +79,7 @@ class CommandStream:
         "_need",
         "_offset",
         "_pending",
+        "_pool",
         "_reason",
         "_run",
         "_secrets",
@@ -97,7 +99,8 @@ class CommandStream:
         self._usual = USUAL[direction].match
         self._secrets = ARGUMENTS[direction]
         self._surely = min(MESSAGE_PAYLOAD, limits.payload)  # no payload is too long before
-        self._carried = Carried(direction)
+        self._carried = Carried(direction, limits.pool)
+        self._pool = limits.pool
         self._held = bytearray()  # from stream offset _offset on
         self._offset = 0
         self._need = 0  # bytes held before looking again is of use
@@ -133,13 +136,34 @@ class CommandStream:
             self._offset += len(data)
             return events
         if self._held:
-            self._held += data
+            self._hold(data, events)
             if len(self._held) < self._need:
                 return events
-            data = bytes(self._held)
-            self._held.clear()
+            data = self._release()
         self._advance(data, events)
         return events
+
+    def _hold(self, data: bytes, events: list[Event]) -> None:
+        """Waits with these bytes too; with none, where all flows together hold too much."""
+        held, pool = self._held, self._pool
+        held += data
+        pool.held += len(data)
+        if len(held) >= self._need or not pool.refuses(len(held)):
+            return
+        if self._state is _STEP and self._pending:
+            self._drop = sum(self._pending) - len(held)
+            self._truncate(events)
+            self._start, self._reason = self._offset, FULL
+        else:
+            self._leave(FULL, events)
+            self._seek(self._offset, FULL, fresh=-1)
+
+    def _release(self) -> bytes:
+        """What was held."""
+        data = bytes(self._held)
+        self._held.clear()
+        self._pool.held -= len(data)
+        return data
 
     def gap(self, length: int) -> list[Event]:
         """`length` bytes are missing here; what was held is given as far as it goes."""
@@ -169,15 +193,14 @@ class CommandStream:
         if self._drop:
             self._skip(self._offset, events)
         elif self._state is _SEEK:
-            data = bytes(self._held)
-            self._held.clear()
-            self._advance(data, events, ended=True)
+            self._advance(self._release(), events, ended=True)
         if self._state is _STEP and self._pending:
             self._truncate(events)
         else:
             self._leave("ended inside a line", events)
         self._drop = 0
         self._start = self._offset
+        self._carried.end()
         return events
 
     def _pass_over(self, data: bytes, events: list[Event]) -> bytes:
@@ -201,16 +224,14 @@ class CommandStream:
         if self._state is _STEP:
             self._start = self._offset
             self._reason = reason
-        self._offset += len(self._held)
-        self._held.clear()
+        self._offset += len(self._release())
         self._skip(self._offset, events)
 
     def _truncate(self, events: list[Event]) -> None:
         """The command whose payload is held only in part."""
         assert self._pending is not None
         line, payload = self._pending
-        data = bytes(self._held)
-        self._held.clear()
+        data = self._release()
         words = str(data[:line].rstrip(b"\r\n "), "utf-8", "backslashreplace").split(" ")
         verb = words[0]
         numbered = self._forms.get(verb, UNKNOWN).numbered
@@ -253,7 +274,7 @@ class CommandStream:
                 data = data[taken:]
             if self._need:
                 break
-        self._held += data
+        self._hold(data, events)
 
     def _commands(self, data: bytes, events: list[Event]) -> int:
         """Appends the commands that are whole; returns the bytes taken. The hot loop."""
@@ -423,7 +444,6 @@ class CommandStream:
         self._start = start
         self._reason = reason
         self._sought = Search(self._direction, self._limits, start, fresh)
-        self._held.clear()
         self._pending = None
         self._need = 0
         self._unknown = 0

@@ -12,6 +12,7 @@ import struct
 import uuid
 from typing import NamedTuple
 
+from streamtap.protocols._base import Pool
 from streamtap.protocols._redact import is_redacted, redact
 from streamtap.protocols.msnp.events import MsnpPacket, Slp
 from streamtap.protocols.msnp.secrets import redact_value
@@ -133,12 +134,14 @@ def decode_all(body: bytes) -> list[tuple[Raw, int]]:
 
 
 class Packets:
-    """The packets of one direction: decodes them and puts MSNSLP messages together."""
+    """The packets of one direction: decodes them and puts MSNSLP messages together. Of one that may
+    not be held any longer, its beginning is read."""
 
-    __slots__ = ("_open",)
+    __slots__ = ("_open", "_pool")
 
-    def __init__(self) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._open: dict[tuple[str, int], bytearray] = {}
+        self._pool = pool
 
     @property
     def held(self) -> int:
@@ -174,33 +177,51 @@ class Packets:
         if raw.version == 1:
             return self._by_position(raw, sender)
         # Package numbers are 0 for most; what continues a message is where it left off.
-        before = None if raw.flags & FIRST else self._open.pop((sender, raw.sequence), None)
+        before = None if raw.flags & FIRST else self._take((sender, raw.sequence))
         text = bytearray() if before is None else before
         text += raw.data
         if len(raw.data) == raw.total:
             return parse_slp(bytes(text))
-        if len(text) <= SLP_LIMIT and (before is not None or raw.flags & FIRST):
-            self._hold((sender, raw.following), text)
+        if before is not None or raw.flags & FIRST:
+            return self._hold((sender, raw.following), text)
         return None
 
     def _by_position(self, raw: Raw, sender: str) -> Slp | None:
         if len(raw.data) == raw.total:
             return parse_slp(raw.data)
         key = (sender, raw.message)
-        text = self._open.pop(key, bytearray())
+        text = self._take(key) or bytearray()
         if raw.position != len(text):
             return None  # a part is missing: the message can't be read
         text += raw.data
         if len(text) >= raw.total:
-            return parse_slp(bytes(text)) if len(text) <= SLP_LIMIT else None
-        if len(text) <= SLP_LIMIT:
-            self._hold(key, text)
-        return None
+            return parse_slp(bytes(text))
+        return self._hold(key, text)
 
-    def _hold(self, key: tuple[str, int], text: bytearray) -> None:
+    def _take(self, key: tuple[str, int]) -> bytearray | None:
+        text = self._open.pop(key, None)
+        if text is not None:
+            self._pool.held -= len(text)
+        return text
+
+    def _hold(self, key: tuple[str, int], text: bytearray) -> Slp | None:
+        """Waits for what follows; what of it can be read, if it may not."""
+        self._take(key)
+        self._pool.held += len(text)
+        if len(text) > SLP_LIMIT or self._pool.refuses(len(text)):
+            self._pool.held -= len(text)
+            slp = parse_slp(bytes(text))
+            # An offer, or its answer; elsewhere a number that was cut would be another one.
+            return slp if slp is not None and slp.content_type == "sessionreqbody" else None
         self._open[key] = text
         if len(self._open) > SLP_OPEN:
-            del self._open[next(iter(self._open))]
+            self._take(next(iter(self._open)))
+        return None
+
+    def end(self) -> None:
+        """There will be no more packets."""
+        for key in list(self._open):
+            self._take(key)
 
 
 def _fields(block: bytes) -> dict[str, str]:
@@ -252,9 +273,10 @@ def parse_slp(text: bytes) -> Slp | None:
 
 def _context(guid: str, context: str) -> tuple[str | None, int | None, int | None]:
     """Name and size of an offered file, or the type of a requested MSNObject."""
-    if not context or len(context) > CONTEXT_LIMIT:
-        return None, None, None
-    text = "".join(context.split()).rstrip("=")
+    # What is asked for stands at its beginning; a picture of the file may follow.
+    text = "".join(context[:CONTEXT_LIMIT].split()).rstrip("=")
+    if len(text) % 4 == 1:  # it was cut: so much of base64 tells no byte
+        text = text[:-1]
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4))
     except (binascii.Error, ValueError):
