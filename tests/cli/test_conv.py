@@ -130,6 +130,39 @@ def test_several_files_are_one_set(chat: str, tmp_path: Path) -> None:
     assert len(found) == 2
 
 
+@pytest.mark.parametrize("name", ["chat-caller", "kinds", "group", "lost-bytes"])
+def test_what_several_files_hold_counts_once(name: str, tmp_path: Path) -> None:
+    pcap, one, two = (tmp_path / name for name in ("x", "x.jsonl", "x.sqlite"))
+    pcap.write_bytes(capture(name))
+    for path in (one, two):
+        assert run("read", str(pcap), "-o", str(path)).returncode == 0
+    copied, linked, hashed = tmp_path / "c", tmp_path / "l", tmp_path / "h.jsonl"
+    copied.write_bytes(one.read_bytes())
+    linked.symlink_to(one)
+    assert run("read", str(pcap), "--content", "none", "-o", str(hashed)).returncode == 0
+    for files in (
+        (one, one),
+        (two, two),
+        (one, copied, linked),
+        (one, two),
+        (two, pcap),
+        (pcap, pcap, one),
+        (one, hashed),
+    ):
+        result = run("conv", "--json", *map(str, files))
+        assert result.returncode == 0
+        told = [json.loads(line) for line in result.stdout.splitlines()]
+        assert told == objects(str(pcap))
+        assert re.search(r"streamtap: passed over \d+ records that another", result.stderr)
+    assert "passed over" not in run("conv", str(pcap), str(pcap)).stderr
+
+
+def test_what_is_said_in_several_files_at_one_time_is_not_the_same(tmp_path: Path) -> None:
+    first = recording(tmp_path / "1.jsonl", record(message(size=1)), record(message(size=1)))
+    other = recording(tmp_path / "2.jsonl", record(message(size=2)), record(message(size=1)))
+    assert [each["messages"] for each in objects(first, other)] == [3]
+
+
 def test_an_account_chooses_conversations_whatever_its_case_also_hashed(tmp_path: Path) -> None:
     path = recording(
         tmp_path / "x.jsonl",

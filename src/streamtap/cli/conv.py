@@ -8,7 +8,7 @@ _CONV = """
 Shows the conversations of captures and recordings: who took part, when, for how long, how many
 messages each sent, and files. A FILE is a capture, as read takes it (- is standard input), or what
 -o FILE.jsonl or -o FILE.sqlite wrote; which, is told by its content. Several are one set. A message
-that is relayed, and seen on several connections, counts once."""
+that is relayed, and seen on several connections, counts once; so does what several files hold."""
 
 
 def conv_options(parser: Parser) -> None:

@@ -3,8 +3,9 @@
 import gc
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from heapq import merge
-from operator import attrgetter
+from itertools import chain, repeat
 from pathlib import Path
 
 from streamtap.capture.identity import host_key
@@ -15,6 +16,7 @@ from streamtap.cli.reading import GARBAGE_AFTER
 from streamtap.cli.recordings import cleaned, of_wanted_flows, records_of
 from streamtap.cli.signals import Stop
 from streamtap.cli.talks import as_json, as_lines
+from streamtap.events import Record
 from streamtap.model import Content
 from streamtap.ordered import choose
 from streamtap.patterns import SignIn, clean
@@ -35,6 +37,8 @@ def show_conversations(arguments: Arguments, stop: Stop) -> int:
     captures = [name for name in arguments.files if Path(name) not in recordings]
     problems: list[str] = []
     losses: list[str] = []
+    sources: list[Iterable[Record]] = []
+    reading: Reading | None = None
     if captures:
         reading = Reading(
             captures,
@@ -45,21 +49,22 @@ def show_conversations(arguments: Arguments, stop: Stop) -> int:
             key=key,
             stop=lambda: bool(stop.number),
         )
-        try:
-            for records in reading.batches():
-                for record in records:
-                    summary.add(record)
-        finally:
+        sources.append(chain.from_iterable(reading.batches()))
+    sources += (_of_recording(path, arguments, stop, key, problems) for path in recordings)
+    try:
+        if len(sources) == 1:
+            for record in sources[0]:
+                summary.add(record)
+        else:
+            named = (zip(each, repeat(f"{at}")) for at, each in enumerate(sources))
+            for record, source in merge(*named, key=_time):
+                summary.add(record, source)
+    finally:
+        if reading is not None:
             reading.close()
-        problems += map(str, reading.problems)
+    if reading is not None:
+        problems[:0] = map(str, reading.problems)
         losses += losses_of(reading)
-    wanted = of_wanted_flows(arguments)
-    readers = (records_of(path, problems) for path in recordings)
-    for record in merge(*readers, key=attrgetter("time_ns")):
-        if stop.number:
-            break
-        if wanted is None or (record.flow is not None and wanted(record.flow)):
-            summary.add(cleaned(record, content, key))
     if summary.left_out:
         losses.append(f"{counted(summary.left_out, 'part')} of conversations: no room for more")
 
@@ -69,6 +74,9 @@ def show_conversations(arguments: Arguments, stop: Stop) -> int:
     _show(arguments, shown)
     for problem in problems:
         say(f"streamtap: error: {printable(problem, 1000)}")
+    if summary.repeated:
+        many = counted(summary.repeated, "record")
+        say(f"streamtap: passed over {many} that another of these files has too")
     of_all = f" of {len(found)}" if accounts else ""
     messages = counted(sum(each.messages for each in shown), "message")
     say(f"streamtap: {counted(len(shown), 'conversation')}{of_all}, {messages}")
@@ -77,6 +85,22 @@ def show_conversations(arguments: Arguments, stop: Stop) -> int:
     if stop.number and stop.number != SIGINT:
         return SIGNALLED + stop.number
     return FAILED if problems else 0
+
+
+def _of_recording(
+    path: Path, arguments: Arguments, stop: Stop, key: bytes, problems: list[str]
+) -> Iterator[Record]:
+    """What is wanted of a recording, until a signal."""
+    content, wanted = Content.named(arguments.content), of_wanted_flows(arguments)
+    for record in records_of(path, problems):
+        if stop.number:
+            return
+        if wanted is None or (record.flow is not None and wanted(record.flow)):
+            yield cleaned(record, content, key)
+
+
+def _time(named: tuple[Record, str]) -> int:
+    return named[0].time_ns
 
 
 def _show(arguments: Arguments, shown: list[Conversation]) -> None:

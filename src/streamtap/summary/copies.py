@@ -1,4 +1,5 @@
-"""A message that is relayed passes on several flows: which of them are the same one."""
+"""A message that is relayed passes on several flows, and a record may stand in several files: which
+of them are the same one."""
 
 from collections import deque
 
@@ -6,7 +7,7 @@ import msgspec
 
 RELAY_NS = 10_000_000_000  # the longest that a message takes to its receivers, and clocks differ
 RECENT = 16_384  # messages that copies of may be still to come
-WATCHED = 64  # flows that one message is followed on
+WATCHED = 64  # flows that one message is followed on, or files
 
 
 class _Said(msgspec.Struct):
@@ -21,7 +22,7 @@ class _Said(msgspec.Struct):
 
 
 class Copies:
-    """Knows messages again that passed on another flow a moment ago.
+    """Knows messages again that passed on another flow a moment ago; records, of another file.
 
     Those of one flow are never copies of each other: who says the same twice has said it twice.
     """

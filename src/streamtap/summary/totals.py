@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from streamtap.events import Body, FlowInfo, Record, StreamGap
+from streamtap.events import Body, Event, FlowInfo, Record, StreamGap
 from streamtap.patterns.model import (
     CLIENT_CLIENT,
     Data,
@@ -33,6 +33,7 @@ class Summary:
     """Conversations over the records that it is given, in about the order of time.
 
     transcript: keep what was said. left_out: conversations, or parts of one, without room.
+    repeated: records that another source had given.
     """
 
     def __init__(self, *, transcript: bool = False, room: int = ROOM) -> None:
@@ -40,19 +41,35 @@ class Summary:
         self._room = room
         self._found: dict[object, Conversation] = {}
         self._copies = Copies()
+        self._records = Copies()
         self._missing: Counter[tuple[str, str, str]] = Counter()
         # The transfers that go on, by who offers what.
         self._running: dict[tuple[object, str, str | None, str | None], Transfer] = {}
         self.left_out = 0
+        self.repeated = 0
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record, source: str = "") -> None:
+        """source: where it is from, if there are several, and one may have what another has."""
         body = record.body
+        if source and self._has(record, source):
+            self.repeated += 1
+            return
         if isinstance(body, Pattern):
             self._add(record, body)
         elif type(body) is StreamGap and body.cause in LOSSES and record.flow is not None:
             name = _name(record.flow)
             if name in self._missing or self._takes(_ENTRY):
                 self._missing[name] += body.length
+
+    def _has(self, record: Record, source: str) -> bool:
+        """Whether another source said this of the same bytes at the same time. Names may be hashed
+        in one of them, and flows and conversations be numbered otherwise."""
+        flow, body = record.flow, record.body
+        place = (body.offset, body.length) if isinstance(body, Event | StreamGap) else None
+        ends = (flow.local, flow.remote) if flow is not None else None
+        size = body.size if isinstance(body, Message) else None
+        what = (type(body), record.time_ns, ends, record.direction, place, size)
+        return self._records.has(what, source, record.time_ns)
 
     def conversations(self) -> list[Conversation]:
         """Those found so far, in the order in which they began."""
