@@ -14,6 +14,9 @@ Redactor = Callable[[list[str]], list[str]]
 
 _POLICY = re.compile(r"MBI_[A-Z_]{3,16}")  # what a server asks to be signed; not secret
 _PLACE = re.compile(r"[\w.-]{1,255}:[0-9]{1,5}|[A-Z0-9]")  # host:port, or a flag
+# An account and its endpoint, and nothing that may be a cookie behind a separator gone wrong.
+_ACCOUNT = re.compile(r"[^\0-\x20\x7f\\@;]+@[^\0-\x20\x7f\\@;]+(?:;\{[^\0-\x20\x7f\\{}]{0,64}\})?")
+_CONTROL = re.compile(r"[\0-\x1f\x7f]")
 _ADDRESS = re.compile(r"([a-z]{1,8}://)?(?:([^/?#;@]*)@)?([^?#;]*[?#;]?)(.*)")
 
 
@@ -25,11 +28,20 @@ def _usr(args: list[str]) -> list[str]:
     if args[1:2] == ["OK"]:
         return _hide(args, 6)  # account, name, two flags
     if len(args) > 2 and args[1] in METHODS and args[2] in ("I", "S", "A"):
-        policy = args[1] == "SSO" and len(args) > 3 and _POLICY.fullmatch(args[3])
-        return _hide(args, 4 if args[2] == "I" or policy else 3)
-    if len(args) > 1 and "@" in args[1]:  # switchboard: account, cookie
-        return _hide(args, 2)
-    return _hide(args, 1)
+        shown = _ACCOUNT if args[2] == "I" else _POLICY if args[1] == "SSO" else None
+        told = shown is not None and len(args) > 3 and shown.fullmatch(args[3])
+        if (
+            args[1:3] == ["CTP", "I"] and len(args) < 5
+        ):  # the password stands where the account does
+            told = None
+        return _hide(args, 4 if told else 3)
+    return _hide(args, _behind_account(args))  # switchboard: account, cookie
+
+
+def _behind_account(args: list[str]) -> int:
+    """Where what follows the account of a switchboard's user begins; where nothing does, account
+    and cookie are one word."""
+    return 2 if len(args) > 2 and _ACCOUNT.fullmatch(args[1]) else 1
 
 
 def _after_cki(args: list[str], plain: int) -> list[str]:
@@ -37,7 +49,8 @@ def _after_cki(args: list[str], plain: int) -> list[str]:
     if "CKI" not in args:
         return _hide(args, plain)
     at = args.index("CKI") + 1
-    return args[:at] + [redact(arg) for arg in args[at : at + 1]] + args[at + 1 :]
+    end = next((end for end, arg in enumerate(args[at:], at + 1) if arg), at)
+    return args[:at] + [redact(arg) for arg in args[at:end]] + args[end:]
 
 
 def _xfr(args: list[str]) -> list[str]:
@@ -53,14 +66,23 @@ def _rng(args: list[str]) -> list[str]:
 
 
 def _ans(args: list[str]) -> list[str]:
-    keep = 2 if len(args) > 1 and "@" in args[1] else 1
-    if len(args) == 4 and is_session(args[3]):
+    keep = _behind_account(args)
+    if len(args) == 4 and keep == 2 and is_session(args[3]):
         return [*_hide(args[:3], keep), args[3]]  # the session id is no secret
     return args if args[1:] == ["OK"] else _hide(args, keep)
 
 
 def _cvr(args: list[str]) -> list[str]:
-    return _hide(args, 9)
+    # Eight words, account, token; a word may be missing.
+    account = next((at for at, arg in enumerate(args[6:], 7) if _ACCOUNT.fullmatch(arg)), 8)
+    return _hide(args, account)
+
+
+def _signal(args: list[str]) -> list[str]:
+    """Account, type and length; more where the line does not end where its payload begins."""
+    most = 4 if args and is_number(args[0]) else 3
+    end = next((at for at, arg in enumerate(args) if _CONTROL.search(arg)), most)
+    return _hide(args, min(end, most))
 
 
 def _url(args: list[str]) -> list[str]:
@@ -100,9 +122,13 @@ _REDACTORS: dict[str, Redactor] = {
     "CHL": _challenge,
     "QRY": _answer,
     "URL": _url,
+    "UUN": _signal,
+    "UBN": _signal,
     **dict.fromkeys(ERRORS, _error),
     **dict.fromkeys((*METHODS, "CKI"), _rest),  # no verbs: what is left of a line after a loss
 }
+# What the first argument is, where it is no number.
+_FIRST: dict[str, Callable[[str], object]] = {"RNG": is_session, "UBN": _ACCOUNT.fullmatch}
 ARGUMENTS: tuple[dict[str, Redactor], dict[str, Redactor]] = (_REDACTORS, _REDACTORS)
 
 # Header or body fields whose values are credentials, wherever in a payload they stand; a value may
@@ -169,7 +195,7 @@ def redact_arguments(direction: Direction, verb: str, args: list[str]) -> list[s
     redactor = ARGUMENTS[direction].get(verb)
     if redactor is None:
         return args
-    known = is_session if verb == "RNG" else is_number
+    known = _FIRST.get(verb, is_number)
     if args and not known(args[0]):  # no form that we know: nothing in it is known to be safe
         return _hide(args, 0)
     return redactor(args)
