@@ -307,8 +307,10 @@ def test_blanks_beside_the_id_of_a_session_neither_show_it_nor_lose_it() -> None
     assert "secret" not in msgspec.json.encode(web.records).decode()
 
 
-def test_bodies_in_chunks_are_read_without_their_framing() -> None:
-    web = Web()
+@pytest.mark.parametrize("pieces", [1 << 16, 7, 3, 2, 1])
+def test_bodies_in_chunks_are_read_without_their_framing(pieces: int) -> None:
+    """Also where a segment ends within it."""
+    web = Web(pieces=pieces)
     web.ask(1, "Action=open&Server=NS&IP=192.0.2.20", lines("VER 1 MSNP8 CVR0"))
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
     head += b"X-MSN-Messenger: SessionID=n.1; GW-IP=192.0.2.80\r\n\r\n"

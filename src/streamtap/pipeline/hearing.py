@@ -193,6 +193,7 @@ class _Ear:
         assert parser is not None
         if not isinstance(run, tuple):
             speech.offsets[direction] = run.offset + run.length
+            speech.held[direction] = b""
             for event in parser.gap(direction, run.length):
                 self._say(time_ns, direction, event)
             return
@@ -200,6 +201,7 @@ class _Ear:
         if speech.name == OPAQUE:
             self._hear_plain(direction, run)
         elif run[1] is None:  # counted under a policy
+            speech.held[direction] = b""
             for event in parser.gap(direction, run[2][-1] - run[0]):
                 self._say(run[3][-1], direction, event)
         else:
@@ -216,12 +218,18 @@ class _Ear:
         events = speech.parser.receive(direction, data)
         if speech.name in INSIDE:
             last = len(times) - 1
+            if held := speech.held[direction]:  # an event may begin in what came before
+                data = held + bytes(data)
+                offset -= len(held)
             view = memoryview(data)
+            told = offset
             for event in events:
                 end = event.offset + event.length
                 when = times[min(bisect_left(ends, end), last)]
                 part = view[max(0, event.offset - offset) : max(0, end - offset)]
                 said.append((when, flow_id, direction, Shown(event, part)))
+                told = max(told, end)
+            speech.hold(direction, view[told - offset :])
             return
         last = len(ends) - 1
         at = 0

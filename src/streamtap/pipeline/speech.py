@@ -22,6 +22,7 @@ class Speech:
     plain: bursts are all that is told of it: no parser knows it, and nobody wants every arrival.
     fluent: its protocol is understood, and what it says is told.
     content: the most that is told of it.
+    held: what its parser was given and has not told of yet, where a protocol may carry another.
     unheard: nobody wants what it says: its bytes are counted and go no further.
     offsets: where each direction is, as far as it went to a parser.
     looks: so many more runs of a flow joined midstream, and not understood at first, may show what
@@ -35,6 +36,7 @@ class Speech:
         "content",
         "fluent",
         "forced",
+        "held",
         "looks",
         "name",
         "offsets",
@@ -62,6 +64,7 @@ class Speech:
         self.name = ""
         self.parser: Parser | None = None
         self.offsets = [0, 0]
+        self.held = [b"", b""]
         self.looks = 0
         self._limits = limits
         self._heads = (bytearray(), bytearray())
@@ -90,6 +93,11 @@ class Speech:
             return None
         to_server, to_client = map(bytes, self._heads)
         return detect(to_server, to_client, final=final, limits=self._limits)
+
+    def hold(self, direction: Direction, data: memoryview) -> None:
+        """The parser waits for more before it tells of these bytes: a line of a body, which are
+        shown as they come, or a head, of which no bytes are."""
+        self.held[direction] = bytes(data) if len(data) <= self._limits.line else b""
 
     def look_again(self, direction: Direction, run: Run) -> type[Parser] | None:
         """The parser that this run tells: one often begins where a message does."""
