@@ -132,6 +132,24 @@ def test_gap_between_commands_resumes_at_the_next_message() -> None:
     ]
 
 
+def test_a_message_of_a_name_with_spaces_is_found_amid_a_line() -> None:
+    message = counted("MSG b@e Two Words More", *TEXT, "", "two")
+    events = events_of(b"rest of a payload" + message + lines("ACK 4"), midstream=True)
+    assert told(events) == [
+        ("Skipped", 17),
+        (
+            "MSG",
+            None,
+            "b@e",
+            "Two",
+            "Words",
+            "More",
+            len(message) - len("MSG b@e Two Words More 67\r\n"),
+        ),
+        ("ACK", 4, 0),
+    ]
+
+
 def test_a_gap_in_one_direction_leaves_the_other_alone() -> None:
     trace = run(MsnpParser, [(C, lines("CAL 1 b@e")), (S, 100), (C, lines("CAL 2 c@e"))])
     assert [line[0] for line in told(trace.of(C))] == ["CAL", "CAL"]

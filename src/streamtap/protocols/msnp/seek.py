@@ -97,11 +97,16 @@ class Search:
         text = data[low:end].rstrip(b"\r")
         if not text[-1:].isdigit():  # only a payload makes a command begin inside a line
             return
+        found = -1
         for count in (2, 3):
             parts = text.rsplit(b" ", count)
             at = low + len(parts[0]) - 3
             if len(parts) > count and parts[0][-3:] in _INSIDE[count] and at > line:
+                found = at
                 yield at
+        at = low + text.rfind(b"MSG ")  # careless clients leave spaces in names
+        if at > max(line, low - 1) and at != found:
+            yield at
 
     def _weigh(self, data: bytes, base: int, at: int, end: int, *, ended: bool) -> int:
         """YES, NO, or the length of `data` that it takes to decide on the command at `at`."""
