@@ -150,6 +150,29 @@ def test_a_message_of_a_name_with_spaces_is_found_amid_a_line() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("direction", "line", "body"),
+    [
+        (S, "UBM b@e 32 a@e 1 1", "MIME-Version: 1.0\r\n\r\nhi"),
+        (C, "UUM 7 b@e 32 1", "MIME-Version: 1.0\r\n\r\nhi"),
+        (C, "SDG 7", "Routing: 1.0\r\n\r\nhi"),
+        (C, "PUT 7", "Routing: 1.0\r\n\r\nhi"),
+        (S, "NFY PUT", "Routing: 1.0\r\n\r\nhi"),
+        (C, "ADL 7", "<ml></ml>"),
+        (S, "UBX b@e 1", "<Data><PSM>hi</PSM></Data>"),
+    ],
+)
+def test_what_a_payload_shows_is_found_amid_a_line(
+    direction: Direction, line: str, body: str
+) -> None:
+    command = f"{line} {len(body)}\r\n{body}".encode()
+    after = lines("QNG 5") if direction is S else lines("PNG")
+    events = events_of(b"rest, MSG of 5 " + command + command + after, direction, midstream=True)
+    verb = line[:3]
+    assert [event.verb for event in events if isinstance(event, MsnpCommand)][:2] == [verb, verb]
+    assert told(events)[0] == ("Skipped", 15)
+
+
 def test_a_gap_in_one_direction_leaves_the_other_alone() -> None:
     trace = run(MsnpParser, [(C, lines("CAL 1 b@e")), (S, 100), (C, lines("CAL 2 c@e"))])
     assert [line[0] for line in told(trace.of(C))] == ["CAL", "CAL"]

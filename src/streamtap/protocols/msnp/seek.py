@@ -7,6 +7,8 @@ switchboard that stands there. All decisions depend on stream positions only, ne
 were cut.
 """
 
+import re
+from collections import deque
 from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
@@ -17,6 +19,7 @@ from streamtap.protocols.msnp.commands import (
     FORMS,
     OPENING,
     OPENINGS,
+    UNKNOWN,
     begins_command,
     is_number,
     longest_payload,
@@ -25,11 +28,18 @@ from streamtap.protocols.msnp.commands import (
 
 SEARCH = 256 * 1024  # bytes without a command after which a direction is not MSNP
 WINDOW = 64 * 1024  # longest payload of a candidate
+INSIDE = 4  # commands that may be found inside of one line
 SUFFIX = 2 * 1024  # longest command that may be found at the end of a line
 YES, NO = -1, 0
 _ANNOUNCES = frozenset({"XFR", "RNG"})
 
-_INSIDE = {2: (b"NFY", b"SDG", b"UBX"), 3: (b"MSG", b"UBX")}  # arguments -> verbs
+# What may begin inside a line is told by how its payload begins.
+_INSIDE = [
+    re.compile(
+        "|".join(f"{verb} " for verb in OPENINGS if forms.get(verb, UNKNOWN).counts).encode()
+    )
+    for forms in FORMS
+]
 
 
 class Outcome(Enum):
@@ -97,16 +107,10 @@ class Search:
         text = data[low:end].rstrip(b"\r")
         if not text[-1:].isdigit():  # only a payload makes a command begin inside a line
             return
-        found = -1
-        for count in (2, 3):
-            parts = text.rsplit(b" ", count)
-            at = low + len(parts[0]) - 3
-            if len(parts) > count and parts[0][-3:] in _INSIDE[count] and at > line:
-                found = at
-                yield at
-        at = low + text.rfind(b"MSG ")  # careless clients leave spaces in names
-        if at > max(line, low - 1) and at != found:
-            yield at
+        # The last few: of what looks like one in a text, each costs as much as a command.
+        for found in deque(_INSIDE[self._direction].finditer(text), maxlen=INSIDE):
+            if low + found.start() > line:
+                yield low + found.start()
 
     def _weigh(self, data: bytes, base: int, at: int, end: int, *, ended: bool) -> int:
         """YES, NO, or the length of `data` that it takes to decide on the command at `at`."""
