@@ -7,6 +7,7 @@ from streamtap.model import Content, Direction, Gap
 from streamtap.protocols import Limits, Parser, detect
 
 OPAQUE = "opaque"
+HELD = 1024  # bytes of a line that tells the size of what follows in a body: a dozen, mostly
 SECOND_LOOKS = 16  # runs of a flow joined midstream that may show what it speaks
 
 # Offset, bytes (None where they were counted), ends and times of segments; or a gap. The bytes
@@ -95,9 +96,9 @@ class Speech:
         return detect(to_server, to_client, final=final, limits=self._limits)
 
     def hold(self, direction: Direction, data: memoryview) -> None:
-        """The parser waits for more before it tells of these bytes: a line of a body, which are
-        shown as they come, or a head, of which no bytes are."""
-        self.held[direction] = bytes(data) if len(data) <= self._limits.line else b""
+        """The parser waits for more before it tells of these bytes: a line in a body, of which all
+        bytes are shown, or a head, of which none are."""
+        self.held[direction] = bytes(data) if len(data) <= HELD else b""
 
     def look_again(self, direction: Direction, run: Run) -> type[Parser] | None:
         """The parser that this run tells: one often begins where a message does."""
