@@ -180,6 +180,16 @@ def test_a_session_that_is_silent_for_long_has_ended() -> None:
     assert out.account == ANA
 
 
+@pytest.mark.parametrize("reason", ["end", "removed"])
+def test_nobody_signs_out_because_watching_ended(reason: str) -> None:
+    web = Web()
+    web.ask(1, "Action=open&Server=NS&IP=192.0.2.20", lines("VER 1 MSNP8 CVR0"))
+    web.answer(1, "n.1", lines("VER 1 MSNP8", "USR 3 OK ana@example.com Ana 1 0"))
+    web.close(1, reason)
+    web.wait(200)
+    assert not [body for body in web.patterns() if isinstance(body, SignOut)]
+
+
 def test_what_sessions_hold_is_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway, "HELD", 10_000)
     web = Web()

@@ -264,7 +264,8 @@ class Gateway:
         """A connection ended. Its sessions may go on over others, unless watching ended."""
         told: list[Meaning] = []
         carrier = self._carriers.pop(flow_id, None)
-        for session in carrier.heard if carrier is not None and reason == "end" else ():
+        unseen = reason in ("end", "removed")
+        for session in carrier.heard if carrier is not None and unseen else ():
             last = session.last
             if last is not None and last.flow_id == flow_id and not session.over:
                 self._forget(session)
