@@ -11,7 +11,7 @@ from protocols.samples import DATA, P2P, ROUTED, TEXT, C, S, counted, frame, lin
 from streamtap.events import Event, Malformed, Skipped
 from streamtap.model import Direction
 from streamtap.protocols import Limits, Pool, Verdict
-from streamtap.protocols._base import HELD_OWN
+from streamtap.protocols._base import OWN_LEAST, OWN_MOST
 from streamtap.protocols._redact import redact
 from streamtap.protocols.msnp import MsnpCommand, MsnpDirect, MsnpPacket, MsnpParser, MsnpPrelude
 from streamtap.protocols.msnp.p2p import FILE_GUID, decode, nonce_hashes, parse_slp
@@ -224,7 +224,7 @@ def test_a_payload_length_past_the_limit_is_not_waited_for() -> None:
     [b"ADL 1 100000\r\n<ml>", b"XXXX\r\nADL 1 60000\r\n<ml>", b"LST ", b"\0" + b"x" * 17_000],
 )
 def test_what_all_flows_hold_is_bounded(begin: bytes) -> None:
-    flows, part = 200, 10_000
+    flows, part = 200, 20_000
     limits = Limits(pool=Pool(limit=100_000))
     parsers = [MsnpParser(limits=limits, midstream=False) for _ in range(flows)]
     events: list[list[Event]] = [[] for _ in parsers]
@@ -233,7 +233,7 @@ def test_what_all_flows_hold_is_bounded(begin: bytes) -> None:
             told_ += parser.receive(C, data)
             assert sum(parser.held for parser in parsers[:3]) <= 3 * (part + 32_000)
     held = sum(parser.held for parser in parsers)
-    assert 50_000 < held <= 100_000 + flows * HELD_OWN + part
+    assert 50_000 < held <= 100_000 + flows * OWN_MOST + part
     assert limits.pool.held == held
     for parser, told_ in zip(parsers, events, strict=True):
         told_ += parser.end(C)
@@ -242,18 +242,27 @@ def test_what_all_flows_hold_is_bounded(begin: bytes) -> None:
     assert length == flows * (len(lines("VER 1 MSNP18 CVR0")) + len(begin) + part)
 
 
+def test_what_one_may_hold_whatever_the_others_do_is_less_where_there_are_many() -> None:
+    pool = Pool(limit=0)
+    pool.held = 1
+    pool.share(10)
+    assert (pool.refuses(OWN_MOST), pool.refuses(OWN_MOST + 1)) == (False, True)
+    pool.share(1 << 20)
+    assert (pool.refuses(OWN_LEAST), pool.refuses(OWN_LEAST + 1)) == (False, True)
+
+
 def test_a_payload_that_finds_no_room_is_told_and_what_follows_is_understood() -> None:
     limits = Limits(pool=Pool(limit=0))
     parser = MsnpParser(limits=limits, midstream=False)
-    payload = b"<ml>" + b"x" * 9996
-    data = b"ADL 7 10000\r\n" + payload + lines("CHG 8 NLN")
+    payload = b"<ml>" + b"x" * 29_996
+    data = b"ADL 7 30000\r\n" + payload + lines("CHG 8 NLN")
     events = [
         event for at in range(0, len(data), 1000) for event in parser.receive(C, data[at:][:1000])
     ]
     events += parser.end(C)
     first, rest, last = events
     assert isinstance(first, MsnpCommand)
-    assert first.missing == 10_000 - len(first.payload) > 7000
+    assert first.missing == 30_000 - len(first.payload) > 12_000
     assert isinstance(rest, Skipped)
     assert (rest.length, rest.reason) == (first.missing, "too much is held for others")
     assert isinstance(last, MsnpCommand)

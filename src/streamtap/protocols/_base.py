@@ -19,23 +19,33 @@ class Verdict(Enum):
 
 
 HELD_ALL = 64 << 20  # bytes that the parsers of all flows may hold together
-HELD_OWN = (
-    2048  # and one direction of one flow whatever the others do: a message of MSNP is shorter
-)
+# And one direction of one flow whatever the others do: where there are few, as much as the longest
+# line; where there are many, an equal part of all, but not less than a message of MSNP has.
+OWN_MOST = 16 << 10
+OWN_LEAST = 2 << 10
+OWN_ALL = 32 << 20
 
 
 class Pool:
     """What several parsers hold together: `held` bytes, of which about `limit` are allowed."""
 
-    __slots__ = ("held", "limit")
+    __slots__ = ("_sharers", "held", "limit")
 
     def __init__(self, limit: int = HELD_ALL) -> None:
         self.held = 0
         self.limit = limit
+        self._sharers = 0
 
-    def refuses(self, own: int) -> bool:
-        """Who holds `own` bytes of it may not hold them any longer."""
-        return self.held > self.limit and own > HELD_OWN
+    def share(self, more: int) -> None:
+        """So many directions more share it, or fewer."""
+        self._sharers += more
+
+    def refuses(self, held: int) -> bool:
+        """A direction that holds so much of it may not hold that any longer."""
+        if self.held <= self.limit:
+            return False
+        own = min(OWN_MOST, OWN_ALL // max(1, self._sharers))
+        return held > max(OWN_LEAST, own)
 
 
 class Limits(msgspec.Struct, frozen=True):

@@ -102,6 +102,7 @@ class DirectStream:
         self._offset = 0
         self._packets = Packets(limits.pool)
         self._pool = limits.pool
+        self._pool.share(1)
         self._greeted = False  # the handshake of this direction is over
         self._second = True  # packets may be of version 2
         self._blocks = False  # this end sends the file (MSNFTP)
@@ -178,6 +179,7 @@ class DirectStream:
         self._offset += len(self._release())
         self._skip(events)
         self._packets.end()
+        self._pool.share(-1)
         return events
 
     def _stop(self, reason: str) -> None:

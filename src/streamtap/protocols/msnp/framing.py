@@ -101,6 +101,7 @@ class CommandStream:
         self._surely = min(MESSAGE_PAYLOAD, limits.payload)  # no payload is too long before
         self._carried = Carried(direction, limits.pool)
         self._pool = limits.pool
+        self._pool.share(1)
         self._held = bytearray()  # from stream offset _offset on
         self._offset = 0
         self._need = 0  # bytes held before looking again is of use
@@ -201,6 +202,7 @@ class CommandStream:
         self._drop = 0
         self._start = self._offset
         self._carried.end()
+        self._pool.share(-1)
         return events
 
     def _pass_over(self, data: bytes, events: list[Event]) -> bytes:
