@@ -268,6 +268,16 @@ def test_a_contact_that_changes_its_group_stays_on_its_list(line: str) -> None:
     assert not only(Contacts, f"-- flow NS 10.0.0.2:1 192.0.2.20:1863\nS< {line}\n")
 
 
+@pytest.mark.parametrize(
+    "line", ["C> ANS 1 al ce@example.com 1.2.3 777", "S< RNG 777 192.0.2.30:1863 CKI  1.2.3 B x"]
+)
+def test_what_is_not_told_apart_from_a_cookie_is_nobodys_name(line: str) -> None:
+    text = f"-- flow SB 10.0.0.2:1 192.0.2.30:1863\n{line}\n" + said("C>", "MSG 3 N")
+    told = [body for _, body in patterns(text)]
+    assert [body.sender for body in told if isinstance(body, Message)] == [None]
+    assert not [body for body in told if isinstance(body, Invite)]
+
+
 def test_an_error_names_the_request_that_caused_it() -> None:
     text = "-- flow SB 10.0.0.2:1 192.0.2.30:1863\nC> CAL 9 bob@example.com\n"
     text += "S< 217 9\nS< 999 8\nS< 801 8\n"

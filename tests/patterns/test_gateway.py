@@ -47,8 +47,16 @@ class Web:
             segment = Segment(number, direction, sequence, memoryview(piece), self.now_ns)
             self.records += self.pipeline.feed([segment])
 
-    def lose(self, number: int, direction: Direction, length: int) -> None:
-        self._next[number][direction] += length
+    def lose(
+        self, number: int, direction: Direction, length: int, *, received: bool = False
+    ) -> None:
+        """received: the other end acknowledges the bytes."""
+        place = self._next[number]
+        place[direction] += length
+        if received:
+            other, end = direction.opposite, place[direction]
+            segment = Segment(number, other, place[other], b"", self.now_ns, acknowledged=end)
+            self.records += self.pipeline.feed([segment])
 
     def close(self, number: int, reason: str = "fin") -> None:
         self.now_ns += 10 * MS
@@ -389,6 +397,40 @@ def test_msnp_in_a_tunnel_is_told_as_if_there_were_none(pieces: int) -> None:
     assert b"c2VjcmV0" not in shown
     assert b"12.34.56" not in shown
     assert all(body.summary for body in web.patterns() if isinstance(body, Data))
+
+
+def test_nothing_is_made_of_what_stands_on_both_sides_of_a_hole_in_a_tunnel() -> None:
+    web = Web()
+    tunnelled(web, 1, "192.0.2.30:1863")
+    web.say(1, C, b"USR 1 an")
+    web.lose(1, C, 1, received=True)
+    web.say(
+        1, C, b"@example.com 12.34.56\r\n" + counted("MSG 2 N", *TEXT, "hi") + lines("CAL 3 c@e")
+    )
+    web.say(1, S, lines("USR 1 OK ana@example.com Ana", "JOI bo@example.com Bo"))
+    web.say(1, S, counted("MSG bo@example.com Bo", *TEXT, "hi"))
+    web.close(1)
+    told = [body for body in web.patterns() if isinstance(body, Join | Message)]
+    assert [tag_of(body) for body in told] == ["im.message", "im.join", "im.message"]
+    assert [body.sender for body in told if isinstance(body, Message)] == [None, BO]
+    assert b"an@example.com" not in msgspec.json.encode(web.records)
+
+
+def test_a_name_that_a_lost_answer_gave_is_that_of_the_session() -> None:
+    web = Web()
+    web.ask(1, "Action=open&Server=SB&IP=192.0.2.30", lines("USR 1 ana@example.com 12.34.56"))
+    web.answer(1, "s.1", lines("JOI bo@example.com Bo"))
+    web.ask(1, "SessionID=s.1", counted("MSG 2 N", *TEXT, "one"))
+    web.lose(1, S, 150)
+    web.ask(1, "SessionID=s.2", counted("MSG 3 N", *TEXT, "two"))
+    web.ask(1, "SessionID=s.3", counted("MSG 4 N", *TEXT, "three"))
+    web.answer(1, "s.4", counted("MSG bo@example.com Bo", *TEXT, "four!"))
+    web.close(1)
+    told = [body for body in web.patterns() if isinstance(body, Message)]
+    assert [(body.sender, body.recipients, body.size) for body in told] == [
+        *((ANA, (BO,), size) for size in (3, 3, 5)),
+        (BO, (ANA,), 5),
+    ]
 
 
 def test_what_is_no_msnp_in_a_tunnel_stays_plain() -> None:

@@ -126,7 +126,10 @@ class Conversations:
     def _unclaimed(self, waiting: Sequence[Waiting]) -> list[Meaning]:
         """Bytes of a tunnel that were kept until it was known that they are no MSNP."""
         return [
-            meaning for place, data in waiting for meaning in self._plain(place, place.length, data)
+            meaning
+            for place, data in waiting
+            if data is not None
+            for meaning in self._plain(place, place.length, data)
         ]
 
     def untold(self, flow: Flow, direction: Direction) -> int | None:

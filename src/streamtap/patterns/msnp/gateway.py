@@ -36,10 +36,14 @@ Key = tuple[str, str]  # scope, and mark of a session id, or where it began whil
 
 
 class Session:
-    """One session: what it carries, and where it was last heard of."""
+    """One session: what it carries, and where it was last heard of.
 
-    def __init__(self, inner: Inner) -> None:
+    whole: it was seen from its opening.
+    """
+
+    def __init__(self, inner: Inner, *, whole: bool) -> None:
         self.inner = inner
+        self.whole = whole
         self.key: Key | None = None
         self.held = 0  # bytes of it that are counted
         self.last: Place | None = None
@@ -82,6 +86,14 @@ class _Carrier:
         if len(self.heard) > PENDING:
             del self.heard[next(iter(self.heard))]
 
+    def awaiting(self) -> Session | None:
+        """The one session that it carries, where the last answer to that was not seen: a name that
+        nobody knows is then the one that the answer gave."""
+        living = [session for session in self.heard if not session.over]
+        if len(living) == 1 and living[0].whole and living[0] in self.pending:
+            return living[0]
+        return None
+
 
 class Gateway:
     """The sessions of all flows, and the connections that carry them."""
@@ -115,7 +127,7 @@ class Gateway:
             server = unquote(asked.get("ip", ""))
             target = place_of(server) if server else ""
             inner = Inner(flow, target, self._memory, midstream=False)
-            session = Session(inner)
+            session = Session(inner, whole=True)
             told += [self._opened(place), *self._name(session, _where(place))]
         else:
             session = self._sessions.pop((scope, mark), None)
@@ -123,8 +135,7 @@ class Gateway:
                 session, carrier.orphan = carrier.orphan, None
                 if session is not None and session.over:
                     session = None
-            if session is None:
-                session = self._joined(flow)
+            session = session or carrier.awaiting() or self._joined(flow)
             # Until the answer names the next id this one holds: the request may be sent again.
             told += self._name(session, (scope, mark) if mark else _where(place))
         session.last = place
@@ -135,7 +146,7 @@ class Gateway:
 
     def _joined(self, flow: Flow) -> Session:
         """A session whose beginning was not seen."""
-        return Session(Inner(flow, "", self._memory, midstream=True))
+        return Session(Inner(flow, "", self._memory, midstream=True), whole=False)
 
     @staticmethod
     def _opened(place: Place) -> Meaning:

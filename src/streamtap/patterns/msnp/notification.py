@@ -165,7 +165,7 @@ class Notification:
     def ringing(self, time_ns: int, event: MsnpCommand) -> Patterns:
         """RNG: somebody asks into a conversation."""
         client, args = self._client, event.args
-        if len(args) < 5:
+        if len(args) < 5 or "@" not in args[4]:
             return NOTHING
         session, caller, own = args[0], account_of(args[4]), client.own(time_ns)
         links, scope = client.links, client.scope

@@ -42,7 +42,8 @@ class Switchboard:
         keys: list[Key] = [("cookie", client.scope, args[1])]
         if event.verb == "ANS" and len(args) > 2:
             keys.append(("session", client.scope, args[2]))
-        client.is_account(account_of(args[0]), time_ns)
+        if "@" in args[0]:  # else it was not told apart from the cookie
+            client.is_account(account_of(args[0]), time_ns)
         client.service = "switchboard"
         client.find_conversation(time_ns, *keys)
         return client.connect(event.offset, event.length, "switchboard")

@@ -15,10 +15,10 @@ BOUND = Limits().probe  # bytes of each direction by which a tunnel is decided
 
 
 class Waiting(NamedTuple):
-    """Bytes in a tunnel of which nobody knows yet what they are."""
+    """Bytes in a tunnel of which nobody knows yet what they are; None where some were lost."""
 
     place: Place
-    data: bytes
+    data: bytes | None
 
 
 class Tunnel:
@@ -28,6 +28,7 @@ class Tunnel:
         self._flow = flow
         self._target = target
         self._heads = (bytearray(), bytearray())
+        self._holes = [False, False]  # the other end has to tell
         self.waiting: list[Waiting] = []
         self.inner: Inner | None = None
         self.last: Place | None = None
@@ -40,16 +41,28 @@ class Tunnel:
         self.waiting.append(Waiting(place, data))
         head = self._heads[place.direction]
         head += data[: BOUND - len(head)]
-        verdict = MsnpParser.probe(*map(bytes, self._heads))
+        shown = zip(self._heads, self._holes, strict=True)
+        verdict = MsnpParser.probe(*(b"" if hole else bytes(head) for head, hole in shown))
         if verdict is Verdict.NO or (verdict is Verdict.MORE and len(head) >= BOUND):
             return None
         told: list[Meaning] = []
         if verdict is Verdict.YES:
             self.inner = Inner(self._flow, self._target, memory, midstream=False)
             for where, what in self.waiting:
-                told += self.inner.receive(where, what)
+                told += self.inner.lost(where) if what is None else self.inner.receive(where, what)
             self.waiting = []
         return told
+
+    def lost(self, direction: Direction, time_ns: int) -> list[Meaning]:
+        """Bytes of a direction were lost."""
+        if self.last is None:
+            return []
+        place = self.last._replace(direction=direction, time_ns=time_ns)
+        if self.inner is not None:
+            return self.inner.lost(place)
+        self._holes[direction] = True
+        self.waiting.append(Waiting(place, None))
+        return []
 
 
 class Tunnels:
@@ -82,9 +95,7 @@ class Tunnels:
 
     def lost(self, flow: Flow, direction: Direction, time_ns: int) -> Sequence[Meaning]:
         tunnel = self._open.get(flow.flow_id)
-        if tunnel is None or tunnel.inner is None or tunnel.last is None:
-            return ()
-        return tunnel.inner.lost(tunnel.last._replace(direction=direction, time_ns=time_ns))
+        return () if tunnel is None else tunnel.lost(direction, time_ns)
 
     def closed(
         self, flow: Flow, time_ns: int, reason: str
