@@ -270,6 +270,15 @@ def test_of_a_tunnel_that_ends_what_is_unfinished_is_told() -> None:
     assert (message.sender, message.recipients, message.size) == (ANA, (BO,), 5)
 
 
+def test_a_connection_keeps_no_session_that_has_ended() -> None:
+    web = Web()
+    for number in range(30):
+        web.ask(1, "Action=open&Server=NS&IP=192.0.2.20", lines("VER 1 MSNP8 CVR0"))
+        web.answer(1, f"n{number}.1", more="; Session=close")
+    (carrier,) = web.pipeline._telling._conversations._gateway._carriers.values()
+    assert len(carrier.heard) <= 1  # the latest
+
+
 def test_a_refused_request_ends_its_session() -> None:
     web = Web()
     web.ask(1, "Action=open&Server=NS&IP=192.0.2.20", lines("VER 1 MSNP8 CVR0"))

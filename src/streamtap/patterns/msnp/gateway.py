@@ -10,6 +10,7 @@ import re
 from collections import deque
 from collections.abc import Sequence
 from urllib.parse import unquote
+from weakref import WeakSet
 
 from streamtap.model import Direction, Flow
 from streamtap.patterns.links import scope_of
@@ -71,24 +72,20 @@ class _Body:
 
 
 class _Carrier:
-    """One HTTP connection to a gateway. heard: the sessions that it carried, the latest last."""
+    """One HTTP connection to a gateway. heard: the sessions that it carried and that live."""
 
     def __init__(self) -> None:
-        self.heard: dict[Session, None] = {}
+        self.heard: WeakSet[Session] = WeakSet()  # which keeps none of them
         self.pending: deque[Session | None] = deque()
         self.bodies: list[_Body | None] = [None, None]
         self.latest: Session | None = None
         self.orphan: Session | None = None  # its next id was lost
 
-    def hear(self, session: Session) -> None:
-        self.heard.pop(session, None)
-        self.heard[session] = None
-        if len(self.heard) > PENDING:
-            del self.heard[next(iter(self.heard))]
-
     def awaiting(self) -> Session | None:
         """The one session that it carries, where the last answer to that was not seen: a name that
         nobody knows is then the one that the answer gave."""
+        if len(self.heard) > PENDING:
+            return None
         living = [session for session in self.heard if not session.over]
         if len(living) == 1 and living[0].whole and living[0] in self.pending:
             return living[0]
@@ -140,7 +137,7 @@ class Gateway:
             told += self._name(session, (scope, mark) if mark else _where(place))
         session.last = place
         carrier.latest = session
-        carrier.hear(session)
+        carrier.heard.add(session)
         self._asks(carrier, session, event.chunked)
         return told
 
@@ -182,7 +179,7 @@ class Gateway:
         if session is None:
             return None
         session.last = place
-        carrier.hear(session)
+        carrier.heard.add(session)
         told = self._name(session, (scope_of(flow), named) if named else session.key)
         # The word itself was taken for a credential: it is known by its mark.
         ends = answer.get("session", "").lower() in ("close", redact("close"))
@@ -275,12 +272,16 @@ class Gateway:
         """A connection ended. Its sessions may go on over others, unless watching ended."""
         told: list[Meaning] = []
         carrier = self._carriers.pop(flow_id, None)
-        unseen = reason in ("end", "removed")
-        for session in carrier.heard if carrier is not None and unseen else ():
-            last = session.last
-            if last is not None and last.flow_id == flow_id and not session.over:
-                self._forget(session)
-                told += session.inner.closed(last._replace(time_ns=time_ns), reason)
+        if carrier is None or reason not in ("end", "removed"):
+            return told
+        ended = [
+            (session.last, session)
+            for session in carrier.heard
+            if session.last is not None and session.last.flow_id == flow_id and not session.over
+        ]
+        for last, session in sorted(ended, key=_time_of):
+            self._forget(session)
+            told += session.inner.closed(last._replace(time_ns=time_ns), reason)
         return told
 
     def expire(self, now_ns: int) -> list[Meaning]:
@@ -292,6 +293,10 @@ class Gateway:
                 break
             told += self._close(session, session.last._replace(time_ns=now_ns))
         return told
+
+
+def _time_of(heard: tuple[Place, Session]) -> tuple[int, int]:
+    return heard[0].time_ns, heard[0].offset
 
 
 def _where(place: Place) -> Key:
