@@ -81,6 +81,7 @@ def counted(line: str, *payload: str, tail: bytes = b"") -> bytes:
 
 
 TEXT = ("MIME-Version: 1.0", "Content-Type: text/plain; charset=UTF-8", "")
+FORMATTED = ("X-MMS-IM-Format: FN=Arial", "Content-Type: text/plain", "MIME-Version: 1.0", "")
 P2P = ("MIME-Version: 1.0", "Content-Type: application/x-msnmsgrp2p", "P2P-Dest: a@example.com")
 SLP = (
     b"INVITE MSNMSGR:a@example.com MSNSLP/1.0\r\nTo: <msnmsgr:a@example.com>\r\n"

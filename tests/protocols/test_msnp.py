@@ -7,7 +7,20 @@ from struct import pack
 import pytest
 
 from helpers.streams import Script, assert_tiles, bytewise, run
-from protocols.samples import DATA, P2P, ROUTED, TEXT, C, S, counted, frame, lines, packet, second
+from protocols.samples import (
+    DATA,
+    FORMATTED,
+    P2P,
+    ROUTED,
+    TEXT,
+    C,
+    S,
+    counted,
+    frame,
+    lines,
+    packet,
+    second,
+)
 from streamtap.events import Event, Malformed, Skipped
 from streamtap.model import Direction
 from streamtap.protocols import Limits, Pool, Verdict
@@ -171,6 +184,13 @@ def test_what_a_payload_shows_is_found_amid_a_line(
     verb = line[:3]
     assert [event.verb for event in events if isinstance(event, MsnpCommand)][:2] == [verb, verb]
     assert told(events)[0] == ("Skipped", 15)
+
+
+def test_a_message_whose_version_is_not_its_first_header_is_found_after_a_gap() -> None:
+    message = counted("MSG b@example.com B", *FORMATTED, "again")
+    trace = run(MsnpParser, [(S, lines("ACK 1") + b"JOI b@ex"), (S, 50), (S, message)])
+    assert_tiles(trace)
+    assert [line[0] for line in told(trace.of(S)[-1:])] == ["MSG"]
 
 
 def test_a_gap_in_one_direction_leaves_the_other_alone() -> None:
@@ -543,6 +563,12 @@ def test_a_file_between_clients_is_blocks_not_lines(version: str) -> None:
         (b"\x04\0\0\0foo\0", b"", Verdict.YES),
         (b"", b"MSG Hotmail Hotmail 20\r\nMIME-Version: 1.0", Verdict.YES),
         (b"", b"e of a text" + counted("MSG b@e B", *TEXT), Verdict.YES),
+        (b"", counted("MSG b@e B", "TypingUser: b@e", "Content-Type: x", "", ""), Verdict.YES),
+        (b"", b"e of a text" + counted("MSG b@e B", *FORMATTED), Verdict.YES),
+        (counted("MSG 2 N", *FORMATTED), b"", Verdict.YES),
+        (counted("MSG 2 D", *reversed(P2P)), b"", Verdict.YES),
+        (b"MSG 2 N 99\r\nContent-", b"", Verdict.MORE),
+        (b"MSG 2 N 99\r\nSubject: ", b"", Verdict.NO),
         (b"CNT 1 CON 123\r\n", b"", Verdict.YES),
         (b"\x05\x01\0", b"\x05\0", Verdict.MORE),
         (b"\x05\x01\0\x05\x01\0\1abcd\7\x47VER 1 MSNP8 CVR0\r\n", b"\x05\0", Verdict.YES),

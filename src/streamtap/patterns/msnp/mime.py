@@ -89,5 +89,5 @@ def parse_mime(payload: bytes, announced: int) -> Mime:
 
 
 def shown_text(body: bytes) -> str | None:
-    """A body as text, or None where it is blank."""
-    return str(body, "utf-8", "backslashreplace") if body.strip() else None
+    """A body as text, or None where it is empty or nothing but ends of lines."""
+    return str(body, "utf-8", "backslashreplace") if body.strip(b"\r\n") else None

@@ -113,9 +113,20 @@ FORMS: tuple[Forms, Forms] = (
     ),
 )
 
+# The headers that a message may begin with. MIME-Version comes first from the clients of old, not
+# from those of others.
+_HEADERS = (
+    b"mime-version:",
+    b"message-id:",
+    b"content-type:",
+    b"x-mms-im-format:",
+    b"typinguser:",
+    b"p2p-dest:",
+)
+
 # How a payload begins (lower case), used to find the way back into a stream.
 OPENINGS: dict[str, tuple[bytes, ...]] = {
-    "MSG": (b"mime-version:", b"message-id:"),
+    "MSG": _HEADERS,
     "UBX": (b"<data", b"<endpointdata", b"<privateendpointdata"),
     "UUX": (b"<data", b"<endpointdata", b"<privateendpointdata"),
     "ADL": (b"<ml",),
@@ -127,8 +138,8 @@ OPENINGS: dict[str, tuple[bytes, ...]] = {
     "DEL": (b"routing:",),
     "NFY": (b"routing:",),
     "SDG": (b"routing:",),
-    "UUM": (b"mime-version:",),
-    "UBM": (b"mime-version:",),
+    "UUM": _HEADERS,
+    "UBM": _HEADERS,
 }
 OPENING = max(len(opening) for openings in OPENINGS.values() for opening in openings)
 

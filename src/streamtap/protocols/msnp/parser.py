@@ -20,11 +20,13 @@ _FIRST = re.compile(
     rb"|ANS [0-9]{1,10} [^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ [^ \r\n]+ *\r?\n"
     rb"|XFR [0-9]{1,10} NS|CNT [0-9]{1,10} CON )"
 )
+_HEADER = b"(?i:" + b"|".join(OPENINGS["MSG"]) + b")"
 # What a server may say first on a flow that was open before we came.
 _ANSWER = re.compile(
     rb"(?:VER [0-9]{1,10} (?:MSNP|CVR0|0\r)|(?:NLN|ILN [0-9]+) [A-Z]{3} [^ \r\n@]+@|FLN [^ \r\n@]+@"
-    rb"|MSG (?:Hotmail|[^ \r\n@]+@[^ \r\n]+) [^\r\n]+ [0-9]+\r?\nMIME-Version:"
-    rb"|(?:JOI|BYE) [^ \r\n@]+@[^ \r\n]+[ \r]|USR [0-9]+ OK [^ \r\n@]+@|QNG(?: [0-9]+)?\r?\n"
+    rb"|MSG (?:Hotmail|[^ \r\n@]+@[^ \r\n]+) [^\r\n]+ [0-9]+\r?\n"
+    + _HEADER
+    + rb"|(?:JOI|BYE) [^ \r\n@]+@[^ \r\n]+[ \r]|USR [0-9]+ OK [^ \r\n@]+@|QNG(?: [0-9]+)?\r?\n"
     rb"|UBX [^ \r\n@]+@[^ \r\n]+ [0-9 ]+\r?\n<|NFY (?:PUT|DEL) [0-9]+\r?\nRouting:"
     rb"|RNG [^ \r\n]+ [^ \r\n]+ CKI |CHL 0 [0-9]+\r?\n"
     rb"|XFR [0-9]+ (?:NS [^ \r\n]+|SB [^ \r\n]+ CKI )|CAL [0-9]+ RINGING |ANS [0-9]+ OK\r?\n"
@@ -32,14 +34,16 @@ _ANSWER = re.compile(
 )
 # And a client.
 _REQUEST = re.compile(
-    rb"(?:MSG [0-9]+ [UNADS] [0-9]+\r?\nMIME-Version:|(?:UUX|ADL) [0-9]+ [0-9]+\r?\n<"
+    rb"(?:MSG [0-9]+ [UNADS] [0-9]+\r?\n" + _HEADER + rb"|(?:UUX|ADL) [0-9]+ [0-9]+\r?\n<"
     rb"|(?:PUT|SDG) [0-9]+ [0-9]+\r?\nRouting:|CHG [0-9]+ [A-Z]{3}[ \r]|CAL [0-9]+ [^ \r\n@]+@"
     rb"|PNG\r?\n|QRY [0-9]+ [^ \r\n]+ 32\r?\n|XFR [0-9]{1,10} SB\r?\n|CVR [0-9]{1,10} 0x)"
 )
 # Found anywhere, it tells a flow that was joined in the middle of a message.
 _MESSAGE = re.compile(
     rb"MSG (?:[0-9]{1,10} [UNAD]|[^ \r\n@]{1,256}@[^ \r\n]{1,256} [^\r\n]{1,400}) [0-9]{1,5}\r?\n"
-    rb"MIME-Version: 1\.0\r?\nContent-Type: "
+    + _HEADER
+    + rb"[^\r\n]{0,400}\r?\n"
+    + _HEADER
 )
 # What no server says, and what no client does. VER, CHG and lists come back as they were sent.
 _OF_CLIENT = re.compile(
