@@ -296,9 +296,14 @@ class Keeper:
     # --- filters ---------------------------------------------------------------------------------
 
     def _add(self, request: AddFilters, client: Connection) -> Iterable[Filter]:
-        added = self._registry.add(
-            request.filters, temporary=request.temporary, prepared=self._tell_more
-        )
+        try:
+            added = self._registry.add(
+                request.filters, temporary=request.temporary, prepared=self._tell_more
+            )
+        except BaseException:  # parser and sessions may have been told of them
+            self._tracing.follow(())
+            self._tell_filters()
+            raise
         self._tell_filters()
         self._note_filters("added", added)
         if request.temporary:

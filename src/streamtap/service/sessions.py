@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -62,9 +62,10 @@ class SessionTable:
     def get(self, name: str) -> Session | None:
         return self._sessions.get(name)
 
-    def free_name(self, wanted: str) -> str:
+    def free_name(self, wanted: str, stored: Container[str]) -> str:
+        """stored: the names of sessions that record, whether or not they run now."""
         name, number = wanted, 1
-        while name in self._sessions:
+        while name in self._sessions or name in stored:
             number += 1
             name = f"{wanted}-{number}"
         return name

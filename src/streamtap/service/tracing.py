@@ -138,7 +138,8 @@ class Tracing:
         asked_ns = time.time_ns()
         self._registry.require(request.filters)
         parse(request.selection)
-        name = self._sessions.free_name(request.name or f"{peer.user}-{peer.pid}")
+        stored = {one.name for one in self._registry.recorded}
+        name = self._sessions.free_name(request.name or f"{peer.user}-{peer.pid}", stored)
         stream = client.attach(request.id, Attached(name=name))
         session = self._sessions.add_live(name, request, peer, stream, client)
         session.mask = self._registry.mask_of(request.filters)
