@@ -15,10 +15,27 @@ from helpers import transcripts
 from streamtap import ordered
 from streamtap.capture.connections import Item
 from streamtap.errors import CaptureFileError, StreamtapError
-from streamtap.events import FlowClosed, FlowOpened, ParserFailed, Record
+from streamtap.events import (
+    Body,
+    FlowClosed,
+    FlowIdentified,
+    FlowOpened,
+    ParserFailed,
+    Record,
+)
 from streamtap.listener import AHEAD, Listener, Local, Remote
 from streamtap.model import Closed, Content, Direction, Opened, Segment
-from streamtap.pipeline import Listening, Telling, Wanted, WordReader, write_words
+from streamtap.pipeline import (
+    Listening,
+    Telling,
+    Wanted,
+    WordReader,
+    hearing,
+    listening,
+    steps,
+    wire,
+    write_words,
+)
 from streamtap.pipeline.words import Begun, Note
 from streamtap.protocols.msnp import MsnpCommand
 from streamtap.protocols.opaque import OpaqueData
@@ -185,7 +202,7 @@ def test_what_cannot_be_written_is_told_as_plain_bytes() -> None:
         offset=7, length=9, verb="XYZ", transaction=2**70, args=(), payload_length=0
     )
     begun = (1, flow.flow_id, way, Begun(flow))
-    (piece,) = write_words([[begun, (2, flow.flow_id, way, event)]])
+    (((piece,), _),) = write_words([[begun, (2, flow.flow_id, way, event)]])
     first, failed, plain = WordReader().read(piece)
     assert first == begun
     assert isinstance(failed[3], Note)
@@ -214,3 +231,36 @@ def test_a_long_capture_is_read_as_a_short_one(
     monkeypatch.setattr(ordered, "PAYS", 0)
     with streamtap.read(path, flags=flags) as long:
         assert list(long) == expected
+
+
+@pytest.mark.parametrize("content", [Content.META, Content.FULL])
+@pytest.mark.parametrize(("names", "pays"), [("*", 1 << 30), ("switchboard*", 0)])
+def test_what_is_heard_in_parts_is_told_as_what_is_heard_at_once(
+    names: str, pays: int, content: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ordered, "PAYS", pays)
+    paths = sorted(Path(__file__).parent.glob(f"captures/{names}.pcap"))
+    assert paths
+    for path in paths:
+        with streamtap.read(path, flags=["all"], content=content) as records:
+            whole = list(records)
+        with monkeypatch.context() as patch:
+            for module, name in (
+                *((steps, "PART_BYTES"), (steps, "PART_SEGMENTS"), (hearing, "SOME")),
+                *((listening, "MOST"), (wire, "MOST")),
+            ):
+                patch.setattr(module, name, 1)
+            with streamtap.read(path, flags=["all"], content=content) as records:
+                parts = list(records)
+        assert len(parts) == len(whole)
+        assert by_flow(parts) == by_flow(whole), path
+
+
+def by_flow(records: list[Record]) -> dict[str, list[tuple[int, str | None, Body]]]:
+    """What each flow said. Not when it was known what it speaks: in parts, that is sooner."""
+    flows: dict[str, list[tuple[int, str | None, Body]]] = {}
+    for record in records:
+        if record.flow is not None and not isinstance(record.body, FlowIdentified):
+            told = record.time_ns, record.direction, record.body
+            flows.setdefault(record.flow.flow, []).append(told)
+    return flows

@@ -27,12 +27,14 @@ AHEAD = 2  # stretches that may be heard and not yet told
 class Heard(msgspec.Struct, frozen=True):
     """What came of captures so far.
 
-    began_ns: when the first flow began, or the first stretch ended without one. last: there is no
-    more. flows: that were opened. damage: path, offset and reason of each problem. The rest as of
-    an `OfflineSource`.
+    began_ns: when the first flow began, or the first stretch ended without one. whole: there is no
+    more of the stretch; of one that gives very many words, the rest comes next. last: there is no
+    more of the captures. flows: that were opened. damage: path, offset and reason of each problem.
+    The rest as of an `OfflineSource`.
     """
 
     began_ns: int | None = None
+    whole: bool = True
     last: bool = False
     now_ns: int = 0
     flows: int = 0
@@ -74,9 +76,13 @@ class Local:
     def stretches(self, stop: Stop) -> Iterator[Stretch]:
         for heard, words in self.heard(self._listening.feed, stop):
             yield heard, (words,)
+            words.clear()  # told: the next ones need the room
 
-    def heard(self, hear: Callable[[list[Item]], T], stop: Stop) -> Iterator[tuple[Heard, T]]:
-        """What `hear` makes of each stretch."""
+    def heard(
+        self, hear: Callable[[list[Item]], Iterable[tuple[T, bool]]], stop: Stop
+    ) -> Iterator[tuple[Heard, T]]:
+        """What `hear` makes of each stretch, one after the other, and with each whether it is the
+        last of the stretch."""
         source, table = self._source, self._listening.table
         began_ns: int | None = None
         for items in source:
@@ -85,27 +91,33 @@ class Local:
                     (item.flow.opened_ns for item in items if type(item) is Opened),
                     default=source.now_ns,
                 )
-            words = hear(items)
-            yield heard_of(source, table.opened, began_ns), words
+            for words, whole in hear(items):
+                yield heard_of(source, table.opened, began_ns, whole=whole), words
             if stop():
                 break
-        words = hear(source.finish())
-        yield heard_of(source, table.opened, began_ns, last=True), words
+        for words, whole in hear(source.finish()):
+            yield heard_of(source, table.opened, began_ns, whole=whole, last=whole), words
 
     def written(self, stop: Stop) -> Iterator[tuple[Heard, list[bytes]]]:
         """The words of each stretch in pieces, for a `WordReader`."""
-        return self.heard(lambda items: list(write_words(self._listening.hear(items))), stop)
+        return self.heard(lambda items: write_words(self._listening.hear(items)), stop)
 
     def close(self) -> None:
         self._source.close()
 
 
 def heard_of(
-    source: OfflineSource, flows: int, began_ns: int | None = None, *, last: bool = False
+    source: OfflineSource,
+    flows: int,
+    began_ns: int | None = None,
+    *,
+    whole: bool = True,
+    last: bool = False,
 ) -> Heard:
     """What came of its captures so far."""
     return Heard(
         began_ns=began_ns,
+        whole=whole,
         last=last,
         now_ns=source.now_ns,
         flows=flows,

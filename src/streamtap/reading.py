@@ -147,7 +147,7 @@ class Reading(_Captures):
                 records = []
             for some in words:
                 telling.tell(some)
-            if not heard.last:
+            if heard.whole and not heard.last:
                 telling.tick(heard.now_ns)
             records += self.counted(telling.flush())
             if self._arrives:

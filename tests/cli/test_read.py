@@ -130,6 +130,24 @@ def test_ten_gigabytes_of_claims_are_refused_at_their_place(
     assert int(result.stdout.splitlines()[-1]) < 250 * 1024  # KiB
 
 
+@pytest.mark.parametrize("word", [b"PNG\r\n", b"GET / HTTP/1.0\r\n\r\n"], ids=["msnp", "http"])
+def test_shortest_words_do_not_fill_the_memory(word: bytes, tmp_path: Path) -> None:
+    talk, data = Talk(), word * (60_000 // len(word))
+    said = range(0, 5_000_000, len(data))
+    packets = [*talk.opening(), *(talk.c(at, data) for at in said)]
+    path = tmp_path / "short.pcap"
+    path.write_bytes(captures.pcap(Packet(ethernet(one), 10**18) for one in packets))
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURED, *STREAMTAP, "read", str(path), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert result.stderr.startswith(f"streamtap: 1 flow, {len(data) * len(said)} bytes, ")
+    assert int(result.stdout.splitlines()[-1]) < 250 * 1024  # KiB
+
+
 def test_what_the_capture_says_it_lost_is_told_and_counts_for_strict(capture: Path) -> None:
     lost = captures.enhanced(Packet(b""), given=[(4, (3).to_bytes(8, "little"))])
     capture.write_bytes(capture.read_bytes() + lost + captures.statistics(ifdrop=2, osdrop=5))

@@ -111,7 +111,9 @@ def meanings(trace: Trace, midstream: bool) -> None:
                 for content in Content:
                     msgspec.json.encode(clean(body, content, KEY))
     conversations.closed(flow, time_ns)
-    assert [word for piece in write_words([words]) for word in WORDS.read(piece)] == words
+    ((pieces, whole),) = write_words([words])
+    assert whole
+    assert [word for piece in pieces for word in WORDS.read(piece)] == words
 
 
 def packets(data: bytes) -> None:

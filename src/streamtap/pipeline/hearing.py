@@ -2,12 +2,12 @@
 
 Nothing here knows of other flows, so a flow may be heard to the end of a batch before the next one
 is. Where a parser hears each direction for itself, that goes for directions too: chunks of many
-segments go to it whole.
+segments go to it whole, unless they are so long that their words could fill the memory.
 """
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from traceback import extract_tb
 
@@ -23,12 +23,23 @@ from streamtap.model import Content, Direction, Gap, Limit, Overlap, Policy, Sco
 from streamtap.patterns import INSIDE
 from streamtap.patterns.bursts import PAUSE_NS
 from streamtap.pipeline.speech import OPAQUE, Run, Speech
-from streamtap.pipeline.steps import Item, State, Step, Turns, is_one_sided, time_of
+from streamtap.pipeline.steps import (
+    Item,
+    State,
+    Step,
+    Turns,
+    is_long,
+    is_one_sided,
+    parts,
+    rounds,
+    time_of,
+)
 from streamtap.pipeline.wanted import Wanted
 from streamtap.pipeline.words import Break, Note, Shown, Told, Turned, Word
 from streamtap.protocols import Parser, by_name
 from streamtap.protocols.opaque import OpaqueData
 
+SOME = 1 << 14  # words of a flow that are given on before more of it is heard
 FULL = Content.FULL  # looking up an enum's member is slow
 TO_SERVER = Direction.TO_SERVER
 
@@ -45,21 +56,24 @@ class Hearing:
         self.wanted = wanted
         self._copy = copy
 
-    def hear(self, steps: list[Step], said: list[Word]) -> None:
-        """The steps of one flow; what they say is put behind `said`, in stream order."""
-        ear = _Ear(self, steps[0][1], said)
-        speech = ear.speech
-        if speech.sides_apart or is_one_sided(steps):
-            for time_ns, _, direction, item in steps:
-                ear.take(direction, item, time_ns)
-            return
-        turns = Turns(steps)
-        for time_ns, _, direction, item in turns:
-            ear.take(direction, item, time_ns)
-            if speech.sides_apart:
-                for time_ns, _, direction, item in turns.rest():
+    def hear(self, steps: list[Step]) -> Iterator[list[Word]]:
+        """What the steps of one flow say, in stream order: all of it, or some at a time where it is
+        very much."""
+        ear = _Ear(self, steps[0][1])
+        for together in _in_turn(ear.speech, steps):
+            for time_ns, _, direction, item in together:
+                if type(item) is tuple and is_long(item):  # the other direction is silent meanwhile
+                    for part in parts(item):
+                        ear.take(direction, part, part[3][-1])
+                        ear.continues = True
+                        if len(ear.said) >= SOME:
+                            yield ear.give()
+                    ear.continues = False
+                else:
                     ear.take(direction, item, time_ns)
-                return
+            if len(ear.said) >= SOME:
+                yield ear.give()
+        yield ear.said
 
     def turn(self, steps: list[Step]) -> Word:
         """The steps of one flow of which only bursts are told, and in which both ends spoke: the
@@ -76,9 +90,11 @@ class Hearing:
         arrivals.sort(key=time_of)
         return arrivals[0][0], state.flow.flow_id, TO_SERVER, Turned(arrivals)
 
-    def end(self, state: State, time_ns: int, said: list[Word]) -> None:
+    def end(self, state: State, time_ns: int) -> list[Word]:
         """There will be no more of a flow: what waited, and what its parser holds."""
-        _Ear(self, state, said).end(time_ns)
+        ear = _Ear(self, state)
+        ear.end(time_ns)
+        return ear.said
 
     def stay_plain(self, state: State, speech: Speech) -> None:
         """It is decided that no parser knows what the flow says."""
@@ -89,17 +105,26 @@ class Hearing:
 
 
 class _Ear:
-    """Hears one flow, and puts what it says behind `said`."""
+    """Hears one flow.
 
-    __slots__ = ("_flow_id", "_hearing", "_said", "_state", "speech")
+    said: what it said. continues: what comes next is the same run still.
+    """
 
-    def __init__(self, hearing: Hearing, state: State, said: list[Word]) -> None:
+    __slots__ = ("_flow_id", "_hearing", "_state", "continues", "said", "speech")
+
+    def __init__(self, hearing: Hearing, state: State) -> None:
         assert state.parser is not None
         self.speech = state.parser
+        self.said: list[Word] = []
+        self.continues = False
         self._flow_id = state.flow.flow_id
         self._hearing = hearing
         self._state = state
-        self._said = said
+
+    def give(self) -> list[Word]:
+        """What it said until now, once."""
+        said, self.said = self.said, []
+        return said
 
     def take(self, direction: Direction, item: Item, time_ns: int) -> None:
         """What comes next."""
@@ -139,7 +164,7 @@ class _Ear:
             self._fail(error, time_ns)
 
     def _say(self, time_ns: int, direction: Direction, told: Event | Told | Scoped) -> None:
-        self._said.append((time_ns, self._flow_id, direction, told))
+        self.said.append((time_ns, self._flow_id, direction, told))
 
     def _fail(self, error: Exception, time_ns: int) -> None:
         """From now on the flow is plain send and receive."""
@@ -154,7 +179,7 @@ class _Ear:
             return
         if not isinstance(run, tuple):
             self._say(time_ns, direction, Break())
-        if speech.looks:
+        if speech.looks and not self.continues:
             self._look_again(direction, run, time_ns)
         if speech.name:
             self._parse(direction, run, time_ns)
@@ -211,7 +236,7 @@ class _Ear:
         """Bytes to their parser; each event has the time of the segment that completed it."""
         assert isinstance(run, tuple)
         offset, data, ends, times = run
-        speech, flow_id, said = self.speech, self._flow_id, self._said
+        speech, flow_id, said = self.speech, self._flow_id, self.said
         assert data is not None
         assert speech.parser is not None
         speech.offsets[direction] = ends[-1]
@@ -258,6 +283,23 @@ class _Ear:
             else:
                 self._say(when, direction, event)
             offset = end
+
+
+def _in_turn(speech: Speech, steps: list[Step]) -> Iterable[list[Step]]:
+    """The steps in the order in which they are heard, which may depend on what is heard. What comes
+    together is told in the order of time, whatever is heard first."""
+    if is_one_sided(steps):
+        return (steps,)
+    return rounds(steps) if speech.sides_apart else _by_turns(speech, steps)
+
+
+def _by_turns(speech: Speech, steps: list[Step]) -> Iterator[list[Step]]:
+    turns = Turns(steps)
+    for step in turns:
+        yield [step]
+        if speech.sides_apart:
+            yield from rounds(turns.rest())
+            return
 
 
 def failure(protocol: str, error: Exception) -> ParserFailed:

@@ -32,6 +32,8 @@ from streamtap.streams import Reassembler
 
 SetPolicy = Callable[[int, Policy], None]
 LIMIT_PAUSE_NS = 1_000_000_000  # between two words on flows that were refused
+MOST = 1 << 16  # words of a batch that are put in order together: what is usual gives fewer
+LONG_AGO = -1 << 63  # before all times: a capture may tell some before 1970
 
 
 class Listening:
@@ -97,10 +99,19 @@ class Listening:
 
     # --- items to runs, runs to words ------------------------------------------------------------
 
-    def feed(self, items: Iterable[Opened | Segment | Closed | Scoped]) -> list[Word]:
-        """The words that a batch gives, in the order of time. Views in it are in these words, and
+    def feed(
+        self, items: Iterable[Opened | Segment | Closed | Scoped]
+    ) -> Iterator[tuple[list[Word], bool]]:
+        """The words that a batch gives, in the order of time; of a batch that gives very many, some
+        at a time. With each: whether that is all. Views in the batch are in these words, and
         nowhere else."""
-        return in_order([word for words in self.hear(items) for word in words])
+        words: list[Word] = []
+        for said in self.hear(items):
+            words += said
+            if len(words) >= MOST:
+                yield in_order(words), False
+                words = []
+        yield in_order(words), True
 
     def hear(self, items: Iterable[Opened | Segment | Closed | Scoped]) -> Iterator[Sequence[Word]]:
         """The same flow by flow: what each says is in stream order."""
@@ -108,25 +119,37 @@ class Listening:
         flows, self._flows = self._flows, {}
         general, self._said = self._said, []
         yield general
-        spoke = {item.flow_id: (0, 0) for item in closed}  # when they began, and spoke last
+        # When those that end began, and spoke last.
+        spoke = {item.flow_id: (LONG_AGO, LONG_AGO) for item in closed}
         for flow_id, own in flows.items():
-            if is_plain(own):
-                said = [self._hearing.turn(own)]
-            else:
-                said = []
-                begins = type(own[0][3]) is Begun
-                if begins:
-                    # What came with the handshake was seen before the opening was: that goes first.
-                    own[0] = (min(map(first_ns, own)), *own[0][1:])
-                self._hearing.hear(own, said)
-                if begins:  # also where the clock of a capture went back
-                    said[0] = (min(map(time_of, said)), *said[0][1:])
+            begin_ns = last_ns = LONG_AGO
+            for said in self._speak(own):
+                if said and type(said[0][3]) is Begun:
+                    begin_ns = said[0][0]
+                if flow_id in spoke:
+                    last_ns = max((last_ns, *map(time_of, said)))
+                yield said
             if flow_id in spoke:
-                begin_ns = said[0][0] if type(own[0][3]) is Begun else 0
-                spoke[flow_id] = begin_ns, max(map(time_of, (*own, *said)))
-            yield said
+                spoke[flow_id] = begin_ns, max((last_ns, *map(time_of, own)))
         for item in closed:
-            yield self._close(item, *spoke[item.flow_id])
+            yield from self._close(item, *spoke[item.flow_id])
+
+    def _speak(self, own: list[Step]) -> Iterator[list[Word]]:
+        """What one flow says; when it begins, that goes before all else."""
+        if is_plain(own):
+            yield [self._hearing.turn(own)]
+            return
+        heard = self._hearing.hear(own)
+        if type(own[0][3]) is not Begun:
+            yield from heard
+            return
+        # What came with the handshake was seen before the opening was.
+        own[0] = (min(map(first_ns, own)), *own[0][1:])
+        said = next(heard)
+        begin_ns = min(map(time_of, said))  # also where the clock of a capture went back
+        yield [(begin_ns, *said[0][1:]), *said[1:]]
+        for said in heard:
+            yield _not_before(begin_ns, said)
 
     def give(self, state: State, direction: Direction, items: Sequence[StreamItem]) -> None:
         """What a direction says next, kept until the batch has come."""
@@ -200,29 +223,34 @@ class Listening:
         step = (scoped.time_ns, state, Direction.TO_SERVER, scoped)
         self._flows.setdefault(scoped.flow_id, []).append(step)
 
-    def _close(self, closed: Closed, begin_ns: int, last_ns: int) -> list[Word]:
+    def _close(self, closed: Closed, begin_ns: int, last_ns: int) -> Iterator[list[Word]]:
         """A flow ends: what is left of it is heard, then it has ended. It is told between when it
         began and after all that it said, whatever the clocks say."""
-        words: list[Word] = []
         ending = self._demux.close(closed)
         if ending is None:
-            return words  # what came early for it will not be claimed
+            return  # what came early for it will not be claimed
         state, speech = ending.state, ending.state.parser
         assert speech is not None
         left: dict[int, list[Step]] = {}
         for direction in Direction:
             self._collect(state, direction, ending.items[direction], left)
         for steps in left.values():
-            self._hearing.hear(steps, words)
-        if not speech.secondary:
-            self._hearing.end(state, closed.time_ns, words)
-        words = [(max(word[0], begin_ns), *word[1:]) for word in words]
+            for said in self._hearing.hear(steps):
+                words = _not_before(begin_ns, said)
+                last_ns = max((last_ns, *map(time_of, words)))
+                yield words
+        words = [] if speech.secondary else self._hearing.end(state, closed.time_ns)
+        words = _not_before(begin_ns, words)
         time_ns = max((closed.time_ns, last_ns, *map(time_of, words)))
         ended = Ended(closed, ending.certificate)
         words.append((time_ns, closed.flow_id, Direction.TO_SERVER, ended))
-        return words
+        yield words
 
     def _copy(self, state: State, policy: Policy) -> None:
         if self._set_policy is not None and state.policy is not policy:
             state.policy = policy
             self._set_policy(state.flow.flow_id, policy)
+
+
+def _not_before(begin_ns: int, said: list[Word]) -> list[Word]:
+    return [(max(word[0], begin_ns), *word[1:]) for word in said]

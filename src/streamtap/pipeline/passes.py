@@ -97,7 +97,8 @@ class Pipeline:
 
     def feed(self, items: Iterable[Opened | Segment | Closed | Scoped]) -> list[Record]:
         """The records that a batch gives. Views in it are not kept beyond this call."""
-        self._telling.tell(self._listening.feed(items))
+        for words, _ in self._listening.feed(items):
+            self._telling.tell(words)
         return self._telling.flush()
 
     @property

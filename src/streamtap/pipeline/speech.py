@@ -10,9 +10,10 @@ OPAQUE = "opaque"
 HELD = 1024  # bytes of a line that tells the size of what follows in a body: a dozen, mostly
 SECOND_LOOKS = 16  # runs of a flow joined midstream that may show what it speaks
 
-# Offset, bytes (None where they were counted), ends and times of segments; or a gap. The bytes
-# may be a view that is valid only during the call.
-Run = tuple[int, bytes | memoryview | None, Sequence[int], Sequence[int]] | Gap
+# Offset, bytes (None where they were counted), ends and times of segments. The bytes may be a view
+# that is valid only during the call.
+Bytes = tuple[int, bytes | memoryview | None, Sequence[int], Sequence[int]]
+Run = Bytes | Gap
 
 
 class Speech:

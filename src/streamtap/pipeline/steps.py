@@ -9,7 +9,7 @@ import numpy as np
 
 from streamtap.flows import FlowState
 from streamtap.model import Direction, Limit, Overlap, Scoped
-from streamtap.pipeline.speech import Run, Speech
+from streamtap.pipeline.speech import Bytes, Run, Speech
 from streamtap.pipeline.words import Begun, Word
 from streamtap.streams import Reassembler
 
@@ -17,6 +17,9 @@ State = FlowState[Reassembler, Speech]
 Item = Run | Overlap | Limit | Begun | Scoped
 Step = tuple[int, State, Direction, Item]  # its time comes first
 time_of = itemgetter(0)
+# A parser is given so much of a run at once, in bytes (the shortest commands have five) and in
+# segments, of which each may be a word.
+PART_BYTES, PART_SEGMENTS = 1 << 16, 1 << 13
 MANY = 256  # words from which on NumPy puts them in order faster
 
 
@@ -77,19 +80,84 @@ class Turns(Iterator[Step]):
         if len(left) == 1 or type(run) is not tuple:
             return step
         until_ns, other = keys[1 - turn]
-        offset, data, ends, times = run
+        times = run[3]
         stop = (bisect_right if number < other else bisect_left)(times, until_ns)
         if stop >= len(times):
             return step
-        _, state, direction, _ = step
-        middle = ends[stop - 1]
-        head = tail = None
-        if data is not None:
-            head, tail = data[: middle - offset], data[middle - offset :]
-        rest = (middle, tail, ends[stop:], times[stop:])
-        left[turn].appendleft((number, (step[0], state, direction, rest)))
-        return times[stop - 1], state, direction, (offset, head, ends[:stop], times[:stop])
+        step, rest = _cut(step, run, stop)
+        left[turn].appendleft((number, rest))
+        return step
 
     def rest(self) -> list[Step]:
         """What has not been asked for, one direction behind the other."""
         return [step for side in self._left for _, step in side]
+
+
+def is_long(run: Bytes) -> bool:
+    """Whether its words could be so many that it is heard in parts."""
+    offset, _, ends, _ = run
+    return ends[-1] - offset > PART_BYTES or len(ends) > PART_SEGMENTS
+
+
+def parts(run: Bytes) -> Iterator[Bytes]:
+    """A run, cut where segments end."""
+    start, data, ends, times = run
+    offset, first = start, 0
+    while first < len(ends):
+        last = max(bisect_right(ends, offset + PART_BYTES, first), first + 1)
+        last = min(last, first + PART_SEGMENTS)
+        end = ends[last - 1]
+        part = None if data is None else data[offset - start : end - start]
+        yield offset, part, ends[first:last], times[first:last]
+        offset, first = end, last
+
+
+def rounds(steps: list[Step]) -> Iterable[list[Step]]:
+    """The steps of one flow whose directions are heard apart; where a run is long, up to one time
+    after the other: none is ahead of the other by more than a part."""
+    if any(type(step[3]) is tuple and is_long(step[3]) for step in steps):
+        return _rounds(steps)
+    return (steps,)
+
+
+def _rounds(steps: list[Step]) -> Iterator[list[Step]]:
+    sides: tuple[deque[Step], ...] = (deque(), deque())
+    for step in steps:
+        _, state, direction, run = step
+        if type(run) is tuple and is_long(run):
+            sides[direction].extend((part[3][-1], state, direction, part) for part in parts(run))
+        else:
+            sides[direction].append(step)
+    while left := [side for side in sides if side]:
+        next_ = min(left, key=_head_ns)
+        until_ns = _head_ns(next_)
+        together = [next_.popleft()]
+        for side in left:
+            while side and first_ns(side[0]) <= until_ns:
+                step = side.popleft()
+                run = step[3]
+                if type(run) is tuple and 0 < (stop := bisect_right(run[3], until_ns)) < len(
+                    run[3]
+                ):
+                    step, rest = _cut(step, run, stop)
+                    side.appendleft(rest)
+                together.append(step)
+        yield together
+
+
+def _head_ns(side: deque[Step]) -> int:
+    """When all of its first step had come."""
+    return side[0][0]
+
+
+def _cut(step: Step, run: Bytes, stop: int) -> tuple[Step, Step]:
+    """A step of a run, cut before one of its segments."""
+    time_ns, state, direction, _ = step
+    offset, data, ends, times = run
+    middle = ends[stop - 1]
+    head = tail = None
+    if data is not None:
+        head, tail = data[: middle - offset], data[middle - offset :]
+    rest = middle, tail, ends[stop:], times[stop:]
+    first = offset, head, ends[:stop], times[:stop]
+    return (times[stop - 1], state, direction, first), (time_ns, state, direction, rest)

@@ -13,6 +13,7 @@ from streamtap.pipeline.words import Begun, Break, Ended, Note, Shown, Turned, W
 from streamtap.protocols import event_types
 from streamtap.protocols.opaque import OpaqueData
 
+MOST = 1 << 17  # words that are put in order together: written, they take little memory
 SOME = 256  # words of a piece: they stay in a processor's own cache
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -25,8 +26,9 @@ class _Displayed(msgspec.Struct, frozen=True, tag_field="event", tag="shown", gc
     data: memoryview
 
 
-def write_words(said: Iterable[Sequence[Word]]) -> Iterator[bytes]:
-    """What each flow said, as pieces in the order of time over all of them."""
+def write_words(said: Iterable[Sequence[Word]]) -> Iterator[tuple[list[bytes], bool]]:
+    """What each flow said, as pieces in the order of time over all of them; of very many words,
+    some at a time. With each: whether that is all."""
     times: list[int] = []
     written: list[bytes] = []
     for words in said:  # at once: a processor has them at hand still
@@ -37,11 +39,20 @@ def write_words(said: Iterable[Sequence[Word]]) -> Iterator[bytes]:
             except Exception as error:  # no bytes may end a reading: it is ours to mend
                 times.append(word[0])
                 written += map(_write, _instead(word, error))
+        if len(times) >= MOST:
+            yield _pieces(times, written), False
+            times, written = [], []
+    yield _pieces(times, written), True
+
+
+def _pieces(times: list[int], written: list[bytes]) -> list[bytes]:
     order = order_of(times)
+    pieces: list[bytes] = []
     for begin in range(0, len(order), SOME):
         some = order[begin : begin + SOME]
         # An array of MessagePack, with 32 bits of length.
-        yield b"".join((b"\xdd", len(some).to_bytes(4), *(written[at] for at in some)))
+        pieces.append(b"".join((b"\xdd", len(some).to_bytes(4), *(written[at] for at in some))))
+    return pieces
 
 
 def _write(word: Word) -> bytes:
