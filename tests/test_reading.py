@@ -11,6 +11,7 @@ import streamtap
 from helpers import captures
 from helpers.captures import Packet
 from helpers.packets import ACK, SYN, C, S, Talk, ethernet
+from streamtap import ordered
 from streamtap.errors import CaptureFileError
 from streamtap.patterns import Message
 
@@ -52,6 +53,38 @@ def test_a_capture_may_be_closed_before_a_record_is_asked_for(capture: Path) -> 
         pass
     assert list(records) == []
     assert descriptors() == before
+
+
+def children() -> set[str]:
+    return set(Path("/proc/thread-self/children").read_text().split())
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_who_lets_go_of_a_long_capture_has_closed_it(
+    capture: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ordered, "PAYS", 0)
+    before = descriptors(), children()
+    given = streamtap.read(capture)
+    for _ in range(count):
+        next(given)
+    assert children() - before[1]
+    del given
+    assert (descriptors(), children()) == before
+
+
+def test_what_was_forked_does_not_end_what_reads_for_another(
+    capture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ordered, "PAYS", 0)
+    with streamtap.read(capture) as given:
+        first = next(given)
+        pid = os.fork()
+        if not pid:
+            given.close()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert [first.number, *(record.number for record in given)] == [1, 2, 3, 4, 5, 6, 7]
 
 
 @READERS

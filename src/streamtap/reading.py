@@ -30,7 +30,7 @@ from streamtap.model import (
     StreamItem,
 )
 from streamtap.ordered import Paths, Wait, open_source
-from streamtap.pipeline import Listening, Telling, Wanted
+from streamtap.pipeline import Listening, Places, Telling, Wanted
 from streamtap.streams import Reassembler
 from streamtap.tally import COUNTED, Tally
 from streamtap.trace import Selection
@@ -253,31 +253,20 @@ class Keeping(_Captures):
 
 class Capture(Iterator[Record]):
     """Records of captures, numbered from 1. What is wrong with a file is raised, as
-    CaptureFileError, after what can be read of it."""
+    CaptureFileError, after what can be read of it. Whoever lets go of it has closed it."""
 
     def __init__(self, reading: Reading, selection: Selection) -> None:
         self._reading = reading
-        self._places = selection.places
-        self._records = self._numbered()
-
-    def _numbered(self) -> Generator[Record, None, None]:
-        reading = self._reading
-        try:
-            for batch in reading.batches():
-                for record in batch:
-                    if record.body.place() in self._places:
-                        reading.records += 1
-                        yield replace(record, number=reading.records)
-        finally:
-            reading.close()
-        for problem in reading.problems:
-            raise problem
+        self._records = _numbered(reading, selection.places)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Record:
         return next(self._records)
+
+    def __del__(self) -> None:
+        self.close()  # its processes would wait for somebody who asks
 
     def close(self) -> None:
         """Ends early; a second call does nothing."""
@@ -294,3 +283,16 @@ class Capture(Iterator[Record]):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _numbered(reading: Reading, places: Places) -> Generator[Record, None, None]:
+    try:
+        for batch in reading.batches():
+            for record in batch:
+                if record.body.place() in places:
+                    reading.records += 1
+                    yield replace(record, number=reading.records)
+    finally:
+        reading.close()
+    for problem in reading.problems:
+        raise problem

@@ -24,6 +24,7 @@ class Fork:
         """work: what it does, given its end of the pipe; it ends when that is closed. others: our
         ends of the pipes of earlier ones, which it must not hold open."""
         self.pipe, theirs = Pipe()
+        self._owner = os.getpid()
         with warnings.catch_warnings():
             # NumPy's own threads are idle; this process has no others.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -33,8 +34,10 @@ class Fork:
         theirs.close()
 
     def end(self) -> None:
-        """Whatever it is doing."""
+        """Whatever it is doing. Where this process was itself forked since, it is another's."""
         self.pipe.close()
+        if os.getpid() != self._owner:
+            return
         with suppress(ProcessLookupError, ChildProcessError):  # where the host reaps what has ended
             os.kill(self.pid, signal.SIGTERM)
             os.waitpid(self.pid, 0)
