@@ -12,7 +12,7 @@ from helpers import captures
 from helpers.captures import Packet
 from helpers.packets import ACK, SYN, C, S, Talk, ethernet
 from streamtap import ordered
-from streamtap.errors import CaptureFileError
+from streamtap.errors import CaptureFileError, NotFound
 from streamtap.patterns import Message
 
 Reader = Callable[..., Iterator[Any]]
@@ -85,6 +85,26 @@ def test_what_was_forked_does_not_end_what_reads_for_another(
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
         assert [first.number, *(record.number for record in given)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+@READERS
+def test_pipes_whose_turn_has_not_come_are_closed_too(
+    capture: Path, tmp_path: Path, reader: Reader
+) -> None:
+    later = tmp_path / "later"
+    os.mkfifo(later)
+    with later.open("r+b", buffering=0) as writer:
+        packet = Packet(ethernet(Talk().c(0, b"late")), 10**18)
+        writer.write(captures.pcap([packet]))
+        before = descriptors()
+        given: Any = reader(capture, later)
+        next(given)
+        given.close()
+        assert descriptors() == before
+        writer.write(captures.pcap([packet]))
+        with pytest.raises(NotFound):
+            next(reader(later, tmp_path / "missing"))
+        assert descriptors() == before
 
 
 @READERS

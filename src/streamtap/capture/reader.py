@@ -192,8 +192,13 @@ class Merge:
         self._current: dict[Reader, tuple[Iterator[Packets], Packets]] = {}
         # When each begins, and how to read it; the last is the first.
         self._waiting: list[tuple[int, Callable[[], _Stretches]]] = []
-        for path in paths:
-            self._look(path)
+        self._pipes: list[Input] = []  # that were opened, and wait
+        try:
+            for path in paths:
+                self._look(path)
+        except BaseException:
+            self.close()
+            raise
         self._waiting.sort(key=lambda entry: entry[0], reverse=True)
 
     @property
@@ -220,6 +225,7 @@ class Merge:
             source.close()
             self._waiting.append((begins_ns, partial(self._again, path)))
         else:
+            self._pipes.append(source)
             self._waiting.append((begins_ns, lambda: (reader, chain((first,), stretches))))
 
     def _again(self, path: str) -> _Stretches:
@@ -262,14 +268,22 @@ class Merge:
             self._end(reader)
 
     def _end(self, reader: Reader) -> None:
-        reader.source.close()
+        self._close(reader.source)
         self._dropped += reader.dropped
         if reader.problem is not None:
             self.problems.append(reader.problem)
 
+    def _close(self, source: Input) -> None:
+        source.close()
+        if source in self._pipes:
+            self._pipes.remove(source)
+
     def close(self) -> None:
         for reader in self._current:
-            reader.source.close()
+            self._close(reader.source)
+        for source in self._pipes:
+            source.close()
+        self._current, self._waiting, self._pipes = {}, [], []
 
 
 def _some(packets: Packets, which: NDArray[Any]) -> Packets:
