@@ -1,14 +1,17 @@
 """`read -w`: a capture as pcapng, with what was said."""
 
+import json
 import shlex
+import shutil
 import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from helpers import pcapng
+from helpers import captures, pcapng
 from helpers.commands import STREAMTAP, run
+from helpers.packets import Talk, ethernet
 from streamtap.model import Closed, Direction, Endpoint, Flow, Opened, Role, Segment
 from streamtap.trace import Output
 from streamtap.trace.pcapng import Pcapng
@@ -49,6 +52,41 @@ def test_a_capture_is_written_as_packets_with_what_was_said(capture: Path, tmp_p
     before = pcapng.packets((tmp_path / "ours.pcapng").read_bytes())
     after = pcapng.packets(path.read_bytes())
     assert [one[:7] for one in after] == [one[:7] for one in before]
+
+
+@pytest.mark.parametrize("years", [-100, -30, -1])
+def test_times_before_1970_are_written_as_they_are(years: int, tmp_path: Path) -> None:
+    """Also where the connection goes on after that."""
+    talk = Talk()
+    packets = [*talk.opening(), talk.c(0, b"so old"), talk.s(0, b"so what"), *talk.closing(6, 7)]
+    offset_s = years * 365 * 86_400 if years < -1 else -4
+    blocks = [
+        captures.enhanced(captures.Packet(ethernet(one), at * 10**9))
+        for at, one in enumerate(packets)
+    ]
+    old, new = tmp_path / "old.pcapng", tmp_path / "new.pcapng"
+    interface = captures.interface(given=[(14, struct.pack("<q", offset_s))])
+    old.write_bytes(captures.pcapng(captures.section(), interface, *blocks))
+    assert run("read", str(old), "-w", str(new)).returncode == 0
+    times = [
+        [
+            json.loads(line)["time_ns"]
+            for line in run("read", "--json", str(path)).stdout.splitlines()
+        ]
+        for path in (old, new)
+    ]
+    assert times[0][:-2] == times[1][:-2]  # the last acknowledgement stands at the end it is of
+    assert min(times[1]) == offset_s * 10**9
+    if not shutil.which("tshark"):
+        return
+    shown = subprocess.run(
+        ["tshark", "-n", "-r", str(new), "-T", "fields", "-e", "frame.time_epoch"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    whole = [int(float(line)) for line in shown.stdout.split()]
+    assert (min(whole), max(whole)) == (offset_s, offset_s + len(packets) - 2)
 
 
 def test_what_is_read_is_not_overwritten(capture: Path, tmp_path: Path) -> None:

@@ -18,6 +18,11 @@ PACKET = 6  # type of an Enhanced Packet Block (draft-ietf-opsawg-pcapng §4.3)
 FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 LARGEST = 0xFFFF  # bytes of a packet, so that both versions of IP can tell its length
 
+# A time has no sign in a file. Those before 1970, which a capture may tell, are of an interface of
+# their own, whose times begin so much earlier: in 1677, within a second of the first that 64 bits of
+# nanoseconds can hold.
+EARLY_S = -9_223_372_036
+
 PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # behind what has this length modulo 4
 _TCP = 6  # protocol number
 _HOPS = 64
@@ -203,13 +208,15 @@ def _rows(
     """The beginning of each block, up to the payload; the checksum of TCP is 0."""
     size = layout.itemsize - _BLOCK_SIZE
     rows = np.zeros(len(columns["number"]), layout)
-    times_ns = columns["time_ns"].view(np.uint64)
+    early = columns["time_ns"] < 0
+    times_ns = (columns["time_ns"] - early * (EARLY_S * 1_000_000_000)).clip(0).view(np.uint64)
     ends = np.zeros(len(ways), layout["ends"])
     for number, way in enumerate(ways):
         if len(way.ends) == ends.itemsize:
             ends[number] = way.ends
     rows["type"] = PACKET
     rows["total"] = layout.itemsize + columns["captured"] + columns["tail"] + 4
+    rows["interface"] = early
     rows["high"] = times_ns >> np.uint64(32)
     rows["low"] = times_ns & np.uint64(0xFFFFFFFF)
     rows["captured"] = size + columns["captured"]

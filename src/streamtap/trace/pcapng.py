@@ -22,7 +22,7 @@ from struct import Struct
 
 from streamtap.events import Record
 from streamtap.model import App, Closed, Direction, Flow, Opened, Segment, StreamItem
-from streamtap.trace.packets import FIN, PADDING, PSH, RST, SYN, Packets, Way
+from streamtap.trace.packets import EARLY_S, FIN, PADDING, PSH, RST, SYN, Packets, Way
 from streamtap.trace.sink import Output
 from streamtap.trace.text import app_name, printable
 
@@ -36,7 +36,7 @@ PROCESS_INFORMATION = 3  # type of an entry in a Wireshark custom block
 # Options of all blocks, of sections, of interfaces, of packets, of statistics, of processes.
 END, COMMENT = 0, 1
 SHB_USERAPPL = 4
-IF_NAME, IF_TSRESOL = 2, 9
+IF_NAME, IF_TSRESOL, IF_TSOFFSET = 2, 9, 14
 EPB_FLAGS, EPB_DROPCOUNT, EPB_PROCESSID_THREADID = 2, 4, 8
 ISB_STARTTIME, ISB_ENDTIME, ISB_FILTERACCEPT, ISB_OSDROP, ISB_USRDELIV = 2, 3, 6, 7, 8
 PIB_NAME, PIB_PATH, PIB_UID = 2, 3, 6
@@ -74,7 +74,8 @@ class Pcapng:
         self._blocks: list[bytes] = []  # of processes, to be written before the packets
         self._packets = Packets()
         self._first_ns: int | None = None
-        self._last_ns = 0
+        self._last_ns: int | None = None
+        self._early = False  # the interface of times before 1970 is described
         self._delivered = 0
         self._lost = 0
 
@@ -91,9 +92,7 @@ class Pcapng:
         about = ((SHB_USERAPPL, self._application.encode()), (COMMENT, ABOUT.encode()))
         fixed = Struct("<IHHq").pack(BYTE_ORDER, 1, 0, -1)  # version 1.0, of unknown length
         self._output.put(_block(SECTION, fixed + _options(about)))
-        interface = ((IF_NAME, b"streamtap"), (IF_TSRESOL, bytes((NANOSECONDS,))))
-        fixed = Struct("<HHI").pack(LINKTYPE_RAW, 0, 0)  # no limit on the size of packets
-        self._output.put(_block(INTERFACE, fixed + _options(interface)))
+        self._output.put(_interface())
 
     def write(self, first: int, records: Sequence[Record]) -> None:
         """Packets are all that is written."""
@@ -110,9 +109,12 @@ class Pcapng:
             self._output.put(block)
         if packets:
             made, first_ns, last_ns = packets.blocks()
+            if first_ns < 0 and not self._early:
+                self._early = True
+                self._output.put(_interface((IF_TSOFFSET, Struct("<q").pack(EARLY_S))))
             self._output.put(made)
             self._first_ns = first_ns if self._first_ns is None else self._first_ns
-            self._last_ns = max(self._last_ns, last_ns)
+            self._last_ns = last_ns if self._last_ns is None else max(self._last_ns, last_ns)
         self._output.flush()
 
     def close(self) -> None:
@@ -133,10 +135,14 @@ class Pcapng:
             (ISB_OSDROP, _u64(lost)),
             (ISB_USRDELIV, _u64(self._delivered)),
         ]
-        if self._first_ns is not None:
-            options.append((ISB_STARTTIME, _timestamp(self._first_ns)))
-            options.append((ISB_ENDTIME, _timestamp(self._last_ns)))
-        return _block(STATISTICS, _u32(0) + _timestamp(self._last_ns) + _options(options))
+        first_ns, last_ns = self._first_ns or 0, self._last_ns or 0
+        interface = int(last_ns < 0)
+        if self._last_ns is not None:
+            if (first_ns < 0) == interface:  # else it has no such time
+                options.append((ISB_STARTTIME, _timestamp(first_ns)))
+            options.append((ISB_ENDTIME, _timestamp(last_ns)))
+        fixed = _u32(interface) + _timestamp(last_ns)
+        return _block(STATISTICS, fixed + _options(options))
 
     # --- the tap ---------------------------------------------------------------------------------
 
@@ -373,7 +379,16 @@ def _later(one: int | None, other: int | None) -> int | None:
     return other if (other - one) & _MASK <= _MASK >> 1 else one
 
 
+def _interface(*more: tuple[int, bytes]) -> bytes:
+    options = ((IF_NAME, b"streamtap"), (IF_TSRESOL, bytes((NANOSECONDS,))), *more)
+    fixed = Struct("<HHI").pack(LINKTYPE_RAW, 0, 0)  # no limit on the size of packets
+    return _block(INTERFACE, fixed + _options(options))
+
+
 def _timestamp(time_ns: int) -> bytes:
+    """As its interface has it."""
+    if time_ns < 0:
+        time_ns = max(0, time_ns - EARLY_S * 1_000_000_000)
     return _u32(time_ns >> 32 & _MASK) + _u32(time_ns & _MASK)
 
 
