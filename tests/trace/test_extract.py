@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +152,74 @@ def test_the_role_is_that_of_who_sends(tmp_path: Path, role: Role) -> None:
     sink.close()
     (line,) = index_of(tmp_path / "out")
     assert (line["src"], line["dst"], line["role"]) == (str(CLIENT), str(SERVER), "client")
+
+
+# Fills a small disk with extracted streams; or with something else, before the index is written.
+FULL_DISK = """
+import os, sys
+from pathlib import Path
+from test_extract import TO_CLIENT, TO_SERVER, chunk, flow
+from streamtap.model import Closed, Opened
+from streamtap.trace.extract import Extract
+
+root, fills = Path(sys.argv[1]), sys.argv[2]
+sink = Extract(root / "out")
+sink.open()
+failed = 0
+
+def flush():
+    global failed
+    try:
+        sink.flush()
+    except OSError:
+        failed += 1
+
+for number in range(1, 301):
+    sink.opened(Opened(flow(number), (None, None)), None)
+    sink.item(flow(number), TO_SERVER, chunk(0, b"short"))
+    if number % 100 == 0:
+        sink.item(flow(number), TO_CLIENT, chunk(0, b"long" * 100_000))
+        sink.item(flow(number), TO_CLIENT, chunk(400_000, b"more"))
+    else:
+        sink.closed(flow(number), Closed(number, 0, "fin"))
+if fills == "lines":
+    with open(root / "mine", "wb", buffering=0) as mine:
+        try:
+            while mine.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+flush()
+for at in range(400_004, 8_000_000, 65_536):
+    sink.item(flow(300), TO_CLIENT, chunk(at, b"l" * 65_536))
+flush()
+try:
+    sink.close()
+except OSError:
+    failed += 1
+assert failed == 1, failed
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("fills", ["data", "lines"])
+def test_on_a_full_disk_the_index_lists_what_is_there(tmp_path: Path, fills: str) -> None:
+    copy = tmp_path / "copy"
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = 'mount -t tmpfs -o size=4m tmpfs "$1" && "$2" -c "$3" "$1" "$4" && cp -r "$1/out" "$5"'
+    words = [str(disk), sys.executable, FULL_DISK, fills, str(copy)]
+    subprocess.run(
+        ["unshare", "-m", "sh", "-ec", mount, "sh", *words],
+        check=True,
+        timeout=60,
+        cwd=Path(__file__).parent,
+    )
+    lines = index_of(copy)
+    assert {line["file"] for line in lines} | {INDEX} == {path.name for path in copy.iterdir()}
+    assert len(lines) > 297
+    for line in lines:
+        data = (copy / line["file"]).read_bytes()
+        assert line["length"] == len(data)
+        assert line["sha256"] == hashlib.sha256(data).hexdigest()
+        assert line.get("cut", False) is (line["role"] == "server")

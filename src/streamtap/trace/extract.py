@@ -4,6 +4,9 @@ Files cost system calls more than bytes: a short stream is kept whole and writte
 flow ends. Longer ones go out piece by piece. No file stays open in between, so there may be any
 number of flows; what is kept of all of them has a bound.
 
+Where writing fails, as on a full disk, the index lists what is there all the same: room for it is
+kept from the beginning.
+
 What is in the folder may have been put there by somebody else. So every file is made anew, no
 symbolic link is followed, and a file that gets its next piece must be the one that was made.
 """
@@ -14,6 +17,7 @@ import os
 import re
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -37,22 +41,25 @@ INDEX = "index.jsonl"
 PIECE = 256 << 10  # bytes of a stream that are kept at most: beyond it a write costs its bytes
 HELD = 64 << 20  # the same for all streams together
 SMALL = 1024  # bytes: pieces below it are joined, for each costs some that are not counted
+RESERVE = 1 << 20  # bytes of the disk that are kept for the index: some thousand lines
 RANGES = 1 << 20  # gaps that are kept for all open flows together: 16 bytes each
 
 _AT_ONCE = 1024  # IOV_MAX: pieces at a call
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+_NAMELESS = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
 _FILE_MODE, _FOLDER_MODE = 0o600, 0o700  # what was said is nobody else's business
 _UNSAFE = re.compile(r"[^0-9A-Za-z.]")  # the colons of IPv6, above all
 Bytes = bytes | bytearray | memoryview
 _encode = msgspec.json.Encoder().encode
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """A line of the index: one direction of one flow.
 
     role: of the end that sends, `src`. length, sha256: of the file. gaps: offset and length in the
-        stream of the ranges that the file leaves out, ascending.
+        stream of the ranges that the file leaves out, ascending. cut: writing failed, and what came
+        behind it is missing.
     """
 
     file: str
@@ -63,6 +70,7 @@ class Entry(msgspec.Struct, frozen=True):
     length: int
     sha256: str
     gaps: list[tuple[int, int]]
+    cut: bool = False
 
 
 class _Stream:
@@ -97,7 +105,13 @@ class _Stream:
         self.inode = 0
         self.gaps = array("Q")
 
-    def entry(self) -> Entry:
+    def add(self, pieces: Sequence[Bytes]) -> None:
+        """They are in the file now."""
+        for piece in pieces:
+            self.digest.update(piece)
+            self.written += len(piece)
+
+    def entry(self, *, cut: bool = False) -> Entry:
         return Entry(
             file=self.file,
             flow=self.flow,
@@ -107,6 +121,7 @@ class _Stream:
             length=self.written,
             sha256=self.digest.hexdigest(),
             gaps=list(zip(self.gaps[::2], self.gaps[1::2], strict=True)),
+            cut=cut,
         )
 
 
@@ -120,7 +135,7 @@ class Extract:
     def __init__(self, folder: Path, *, both_ends: bool = False) -> None:
         self._path = folder
         self._both_ends = both_ends
-        self._folder = self._index = -1  # descriptors
+        self._folder = self._index = self._reserve = -1  # descriptors
         self._flows: dict[int, list[_Stream | None]] = {}
         self._held = 0
         self._ranges = 0
@@ -148,6 +163,9 @@ class Extract:
             os.close(folder)
             raise
         self._folder = folder
+        with suppress(OSError):  # not every file system can
+            self._reserve = os.open(".", _NAMELESS, _FILE_MODE, dir_fd=folder)
+            os.posix_fallocate(self._reserve, 0, RESERVE)
 
     def write(self, first: int, records: Sequence[Record]) -> None:
         """Bytes are all that is written."""
@@ -157,7 +175,11 @@ class Extract:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        self._write_index()
+        try:
+            self._write_index()
+        except OSError as error:
+            self._give_up()
+            raise error
 
     def close(self) -> None:
         if self._folder < 0:
@@ -165,9 +187,14 @@ class Extract:
         try:
             for flow_id in list(self._flows):
                 self._end(flow_id)
-            self._write_index()
         finally:
             self._give_up()
+            self._close()
+
+    def _close(self) -> None:
+        try:
+            self._write_index()
+        finally:
             os.close(self._index)
             os.close(self._folder)
             self._index = self._folder = -1
@@ -262,12 +289,15 @@ class Extract:
 
     def _end(self, flow_id: int) -> None:
         """The files of a flow are whole: the index may tell of them."""
-        for stream in self._flows.pop(flow_id, ()):
+        streams = self._flows.get(flow_id, [])
+        for direction, stream in enumerate(streams):
             if stream is None:
                 continue
             self._ranges -= len(stream.gaps) // 2
             self._put_pending(stream, last=True)
             self._lines += _encode(stream.entry()) + b"\n"
+            streams[direction] = None
+        self._flows.pop(flow_id, None)
 
     # --- files -----------------------------------------------------------------------------------
 
@@ -290,16 +320,24 @@ class Extract:
                     raise OSError(errno.ESTALE, f"{stream.file} was replaced by somebody else")
                 stream.inode = inode
             _write_all(file, pieces)
+        except OSError:
+            status = os.fstat(file)
+            stream.inode = stream.inode or status.st_ino
+            if stream.inode == status.st_ino:  # some of it may be there
+                pieces = [memoryview(b"".join(pieces))[: status.st_size - stream.written]]
+                stream.add(pieces)
+            raise
         finally:
             os.close(file)
-        for piece in pieces:
-            stream.digest.update(piece)
-            stream.written += len(piece)
+        stream.add(pieces)
 
     def _write_index(self) -> None:
         if self._lines:
-            lines, self._lines = self._lines, bytearray()
-            _write_all(self._index, [lines])
+            before = os.fstat(self._index).st_size
+            try:
+                _write_all(self._index, [self._lines])
+            finally:  # what is not there is written when there is room
+                del self._lines[: os.fstat(self._index).st_size - before]
 
     def _fail(self, error: OSError) -> None:
         """The next flush tells; nothing more is kept until then, nor after it."""
@@ -307,8 +345,16 @@ class Extract:
         self._give_up()
 
     def _give_up(self) -> None:
+        """No more is kept. What there is of streams that have not ended is told."""
+        for streams in self._flows.values():
+            for stream in streams:
+                if stream is not None and stream.inode:
+                    self._lines += _encode(stream.entry(cut=True)) + b"\n"
         self._flows.clear()
         self._held = self._ranges = 0
+        if self._reserve >= 0:  # the index has more room by that
+            os.close(self._reserve)
+            self._reserve = -1
 
 
 def _write_all(file: int, pieces: Sequence[Bytes]) -> None:

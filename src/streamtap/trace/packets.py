@@ -19,8 +19,8 @@ FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 LARGEST = 0xFFFF  # bytes of a packet, so that both versions of IP can tell its length
 
 # A time has no sign in a file. Those before 1970, which a capture may tell, are of an interface of
-# their own, whose times begin so much earlier: in 1677, within a second of the first that 64 bits of
-# nanoseconds can hold.
+# their own, whose times begin so much earlier: in 1677, within a second of the first that 64 bits
+# of nanoseconds can hold.
 EARLY_S = -9_223_372_036
 
 PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # behind what has this length modulo 4
