@@ -66,14 +66,6 @@ class ByteBuffer:
         self.skip(length)
         return taken
 
-    def take_line(self, limit: int) -> bytes | None:
-        """The next line with its LF, or None while its end is not there.
-
-        A line longer than `limit` comes as its first `limit` bytes: what has no LF was cut.
-        """
-        length = self.line(limit)
-        return self.take(limit if length < 0 else length) if length else None
-
     def line(self, limit: int, start: int = 0) -> int:
         """Length, with its LF, of the line at `start`: 0 while its end is not there, -1 if it is
         longer than `limit`."""
