@@ -130,11 +130,20 @@ def test_ten_gigabytes_of_claims_are_refused_at_their_place(
     assert int(result.stdout.splitlines()[-1]) < 250 * 1024  # KiB
 
 
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize(("size", "times"), [(60_000, 1), (5_000, 2)], ids=["once", "twice"])
 @pytest.mark.parametrize("word", [b"PNG\r\n", b"GET / HTTP/1.0\r\n\r\n"], ids=["msnp", "http"])
-def test_shortest_words_do_not_fill_the_memory(word: bytes, tmp_path: Path) -> None:
-    talk, data = Talk(), word * (60_000 // len(word))
+def test_shortest_words_do_not_fill_the_memory(
+    word: bytes, size: int, times: int, both: bool, tmp_path: Path
+) -> None:
+    """Also where each segment comes again, so that none is joined to the next."""
+    talk, data = Talk(), word * (size // len(word))
     said = range(0, 5_000_000, len(data))
-    packets = [*talk.opening(), *(talk.c(at, data) for at in said)]
+    packets = talk.opening()
+    for at in said:
+        packets += [talk.c(at, data)] * times
+        if both:
+            packets += [talk.s(at, data)] * times
     path = tmp_path / "short.pcap"
     path.write_bytes(captures.pcap(Packet(ethernet(one), 10**18) for one in packets))
     result = subprocess.run(
@@ -144,7 +153,8 @@ def test_shortest_words_do_not_fill_the_memory(word: bytes, tmp_path: Path) -> N
         check=False,
         timeout=120,
     )
-    assert result.stderr.startswith(f"streamtap: 1 flow, {len(data) * len(said)} bytes, ")
+    told = len(data) * len(said) * (1 + both)
+    assert result.stderr.startswith(f"streamtap: 1 flow, {told} bytes, ")
     assert int(result.stdout.splitlines()[-1]) < 250 * 1024  # KiB
 
 

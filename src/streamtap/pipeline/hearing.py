@@ -289,7 +289,7 @@ def _in_turn(speech: Speech, steps: list[Step]) -> Iterable[list[Step]]:
     """The steps in the order in which they are heard, which may depend on what is heard. What comes
     together is told in the order of time, whatever is heard first."""
     if is_one_sided(steps):
-        return (steps,)
+        return ([step] for step in steps)
     return rounds(steps) if speech.sides_apart else _by_turns(speech, steps)
 
 

@@ -113,9 +113,14 @@ def parts(run: Bytes) -> Iterator[Bytes]:
 
 
 def rounds(steps: list[Step]) -> Iterable[list[Step]]:
-    """The steps of one flow whose directions are heard apart; where a run is long, up to one time
-    after the other: none is ahead of the other by more than a part."""
-    if any(type(step[3]) is tuple and is_long(step[3]) for step in steps):
+    """The steps of one flow whose directions are heard apart; where they are long together, up to
+    one time after the other: none is ahead of the other by more than a part."""
+    length = segments = 0
+    for _, _, _, run in steps:
+        if type(run) is tuple:
+            length += run[2][-1] - run[0]
+            segments += len(run[2])
+    if length > PART_BYTES or segments > PART_SEGMENTS:
         return _rounds(steps)
     return (steps,)
 
