@@ -76,6 +76,19 @@ def test_a_capture_without_connections_has_a_time() -> None:
     assert all(time_ns > 10**18 for time_ns in times)
 
 
+def test_a_connection_of_before_1970_ends_when_it_was_last_seen(tmp_path: Path) -> None:
+    offset_s = -(10**9)
+    talk = Talk()
+    packets = [*talk.opening(), talk.c(0, b"so old")]
+    path = tmp_path / "old.pcapng"
+    interface = captures.interface(given=[(14, struct.pack("<q", offset_s))])
+    blocks = (captures.enhanced(Packet(ethernet(one), 10**9)) for one in packets)
+    path.write_bytes(captures.pcapng(captures.section(), interface, *blocks))
+    result = run("read", "--json", str(path))
+    times = {json.loads(line)["time_ns"] // 10**9 for line in result.stdout.splitlines()}
+    assert times == {offset_s + 1}
+
+
 def test_a_cut_capture_is_read_and_then_told(capture: Path) -> None:
     capture.write_bytes(capture.read_bytes()[:-3])
     result = run("read", str(capture), "--json")

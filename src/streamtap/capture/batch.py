@@ -52,7 +52,7 @@ class Batch:
         self.way: list[int] = strands.way.tolist()
         self.strand_ack: list[int] = strands.acknowledgment.tolist()
         self.last_ns: list[int] = strands.last_ns.tolist()
-        self.last_ns_of_all = int(strands.last_ns.max(initial=0))
+        self.last_ns_of_all = int(strands.last_ns.max())
         controls: Any = np.concatenate(([0], np.cumsum(runs.flags != 0)))
         self.controls: list[int] = controls[strands.run].tolist()
         self.strand: list[int] = np.repeat(

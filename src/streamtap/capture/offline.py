@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from streamtap.capture.connections import MAX_FLOWS, Connections, Item, WayOf
+from streamtap.capture.connections import MAX_FLOWS, NEVER_NS, Connections, Item, WayOf
 from streamtap.capture.container import Packets
 from streamtap.capture.fragments import GIVEN_UP, Fragments
 from streamtap.capture.packets import SLACK, Chosen
@@ -43,7 +43,7 @@ class OfflineSource:
         self._fragments = Fragments()
         self._whole: Mapped | None = None  # payloads of packets that came in fragments
         self._passed: Counter[str] = Counter()
-        self._last_ns = 0
+        self._last_ns = NEVER_NS
         self.packets = 0
 
     def __iter__(self) -> Iterator[list[Item]]:
@@ -65,7 +65,8 @@ class OfflineSource:
 
     def _tell(self, found: Stretch, payload: Payload) -> Iterator[list[Item]]:
         self.packets += found.packets
-        self._last_ns = max(self._last_ns, found.last_ns)
+        if found.packets:
+            self._last_ns = max(self._last_ns, found.last_ns)
         pieces = self._take(found, payload)
         if found.fragments:
             # With the rest of the stretch: what an acknowledgement in it covers is no gap yet.
@@ -126,7 +127,10 @@ class OfflineSource:
     @property
     def now_ns(self) -> int:
         """Time of the latest packet of a connection; while there is none, of any packet."""
-        return self._connections.now_ns or self._last_ns
+        for now_ns in (self._connections.now_ns, self._last_ns):
+            if now_ns != NEVER_NS:
+                return now_ns
+        return 0
 
     @property
     def dropped(self) -> int:
