@@ -10,6 +10,8 @@ from enum import IntEnum, StrEnum
 
 import msgspec
 
+LONG_AGO_NS = -1 << 63  # before all times: a capture may tell some before 1970
+
 
 class Direction(IntEnum):
     """Which way bytes travel, from the client's side of the conversation."""

@@ -14,12 +14,11 @@ from streamtap.capture.connection import BEHIND, Connection, Ended
 from streamtap.capture.packets import ACK, CONTROL, FIN, RST, SYN
 from streamtap.capture.payloads import Payload
 from streamtap.capture.runs import Runs, Strands
-from streamtap.model import DIRECTIONS, App, Closed, Direction, Opened, Segment
+from streamtap.model import DIRECTIONS, LONG_AGO_NS, App, Closed, Direction, Opened, Segment
 
 Item = Opened | Segment | Closed
 
 LINGER_NS = 2_000_000_000  # late packets of a connection that has ended may still come
-NEVER_NS = -1 << 63  # before all times: a capture may tell some before 1970
 FORGOTTEN_NS = 120_000_000_000  # an ended connection is known so long: twice a usual TIME_WAIT
 ENDED = 32_768  # ended connections that are known
 MAX_FLOWS = 65_536
@@ -66,7 +65,7 @@ class Connections:
         self._closing: deque[tuple[int, _Key, Connection]] = deque()
         self._ended: dict[_Key, Ended] = {}  # the oldest first
         self._flows = 0
-        self._now_ns = NEVER_NS
+        self._now_ns = LONG_AGO_NS
 
     def take(
         self, strands: Strands, runs: Runs, payload: Payload, apps: Sequence[App] = ()

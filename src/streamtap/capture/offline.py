@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from streamtap.capture.connections import MAX_FLOWS, NEVER_NS, Connections, Item, WayOf
+from streamtap.capture.connections import MAX_FLOWS, Connections, Item, WayOf
 from streamtap.capture.container import Packets
 from streamtap.capture.fragments import GIVEN_UP, Fragments
 from streamtap.capture.packets import SLACK, Chosen
@@ -13,7 +13,7 @@ from streamtap.capture.payloads import Payload
 from streamtap.capture.stretches import Mapped, Stretch, StretchSource, decode_stretch
 from streamtap.capture.workers import Workers
 from streamtap.errors import CaptureFileError
-from streamtap.model import App
+from streamtap.model import LONG_AGO_NS, App
 
 _RAW = 101  # LINKTYPE_RAW
 
@@ -43,7 +43,7 @@ class OfflineSource:
         self._fragments = Fragments()
         self._whole: Mapped | None = None  # payloads of packets that came in fragments
         self._passed: Counter[str] = Counter()
-        self._last_ns = NEVER_NS
+        self._last_ns = LONG_AGO_NS
         self.packets = 0
 
     def __iter__(self) -> Iterator[list[Item]]:
@@ -128,7 +128,7 @@ class OfflineSource:
     def now_ns(self) -> int:
         """Time of the latest packet of a connection; while there is none, of any packet."""
         for now_ns in (self._connections.now_ns, self._last_ns):
-            if now_ns != NEVER_NS:
+            if now_ns != LONG_AGO_NS:
                 return now_ns
         return 0
 

@@ -11,6 +11,7 @@ from streamtap.demux import Demux, Tap
 from streamtap.events import StreamLimit
 from streamtap.flows import FlowTable
 from streamtap.model import (
+    LONG_AGO_NS,
     Chunk,
     Closed,
     Direction,
@@ -33,7 +34,6 @@ from streamtap.streams import Reassembler
 SetPolicy = Callable[[int, Policy], None]
 LIMIT_PAUSE_NS = 1_000_000_000  # between two words on flows that were refused
 MOST = 1 << 16  # words of a batch that are put in order together: what is usual gives fewer
-LONG_AGO = -1 << 63  # before all times: a capture may tell some before 1970
 
 
 class Listening:
@@ -120,9 +120,9 @@ class Listening:
         general, self._said = self._said, []
         yield general
         # When those that end began, and spoke last.
-        spoke = {item.flow_id: (LONG_AGO, LONG_AGO) for item in closed}
+        spoke = {item.flow_id: (LONG_AGO_NS, LONG_AGO_NS) for item in closed}
         for flow_id, own in flows.items():
-            begin_ns = last_ns = LONG_AGO
+            begin_ns = last_ns = LONG_AGO_NS
             for said in self._speak(own):
                 if said and type(said[0][3]) is Begun:
                     begin_ns = said[0][0]
