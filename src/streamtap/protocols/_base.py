@@ -8,6 +8,7 @@ import msgspec
 
 from streamtap.events import Event
 from streamtap.model import Direction
+from streamtap.room import Room
 
 
 class Verdict(Enum):
@@ -26,26 +27,13 @@ OWN_LEAST = 2 << 10
 OWN_ALL = 32 << 20
 
 
-class Pool:
-    """What several parsers hold together: `held` bytes, of which about `limit` are allowed."""
+class Pool(Room):
+    """The room for what parsers have not understood yet, shared by directions."""
 
-    __slots__ = ("_sharers", "held", "limit")
+    __slots__ = ()
 
     def __init__(self, limit: int = HELD_ALL) -> None:
-        self.held = 0
-        self.limit = limit
-        self._sharers = 0
-
-    def share(self, more: int) -> None:
-        """So many directions more share it, or fewer."""
-        self._sharers += more
-
-    def refuses(self, held: int) -> bool:
-        """A direction that holds so much of it may not hold that any longer."""
-        if self.held <= self.limit:
-            return False
-        own = min(OWN_MOST, OWN_ALL // max(1, self._sharers))
-        return held > max(OWN_LEAST, own)
+        super().__init__(limit, most=OWN_MOST, together=OWN_ALL, least=OWN_LEAST)
 
 
 class Limits(msgspec.Struct, frozen=True):

@@ -1,5 +1,7 @@
 """What the reassemblers of all flows may hold together."""
 
+from streamtap.room import Room
+
 HOLD_ALL = 64 << 20  # bytes of memory behind holes
 HOLD_OWN = 64 << 10  # what a direction may hold whatever the others do: a window without scaling
 HOLD_OWN_ALL = 32 << 20  # the same for all: where there are many, each has an equal part of it
@@ -7,27 +9,15 @@ REMEMBERED = 2048  # bytes given last, kept to compare retransmissions: a full E
 REMEMBERED_ALL = 32 << 20  # the same for all: 8,192 flows remember so much, 65,536 an eighth
 
 
-class Pool:
-    """What the reassemblers of all flows hold together: `held` of at most about `limit` bytes.
+class Pool(Room):
+    """The room behind holes. remembered: what each remembers of what it gave."""
 
-    remembered: what each remembers.
-    """
-
-    __slots__ = ("_sharers", "held", "limit", "remembered")
+    __slots__ = ("remembered",)
 
     def __init__(self, limit: int = HOLD_ALL) -> None:
-        self.held = 0
-        self.limit = limit
-        self._sharers = 0
-        self.share(0)
+        super().__init__(limit, most=HOLD_OWN, together=HOLD_OWN_ALL)
+        self.remembered = REMEMBERED
 
     def share(self, more: int) -> None:
-        """So many more share it, or fewer."""
-        self._sharers += more
-        remembered = REMEMBERED_ALL // (self._sharers or 1)
-        self.remembered = remembered if remembered < REMEMBERED else REMEMBERED
-
-    @property
-    def own(self) -> int:
-        """What each may hold whatever the others do."""
-        return min(HOLD_OWN, HOLD_OWN_ALL // max(1, self._sharers))
+        super().share(more)
+        self.remembered = min(REMEMBERED, self.part(REMEMBERED_ALL))

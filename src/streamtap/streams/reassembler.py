@@ -335,9 +335,7 @@ class Reassembler:
     def _is_full(self, cost: int) -> bool:
         """There is no room for a piece that costs so much."""
         held = self.held + cost
-        return held > self._limit or (
-            held > self._pool.own and self._pool.held + cost > self._pool.limit
-        )
+        return held > self._limit or self._pool.refuses(held, cost)
 
     def _hold(self, cost: int) -> None:
         self.held += cost
