@@ -13,30 +13,34 @@ from streamtap.protocols.msnp.events import MsnpCommand, MsnpDirect, MsnpPacket,
 from streamtap.protocols.msnp.framing import CommandStream
 from streamtap.protocols.msnp.prelude import Prelude, without_prelude
 
-# The first line of a client: a version offer, or an account with a method or cookie.
-_FIRST = re.compile(
-    rb"(?:VER [0-9]{1,10} (?:MSNP[0-9]|CVR0)"
-    rb"|USR [0-9]{1,10} (?:(?:MD5|TWN|SSO|CTP|SHA) [ISA]\b|[^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ *\r?\n)"
-    rb"|ANS [0-9]{1,10} [^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ [^ \r\n]+ *\r?\n"
-    rb"|XFR [0-9]{1,10} NS|CNT [0-9]{1,10} CON )"
-)
 _HEADER = b"(?i:" + b"|".join(OPENINGS["MSG"]) + b")"
-# What a server may say first on a flow that was open before we came.
-_ANSWER = re.compile(
-    rb"(?:VER [0-9]{1,10} (?:MSNP|CVR0|0\r)|(?:NLN|ILN [0-9]+) [A-Z]{3} [^ \r\n@]+@|FLN [^ \r\n@]+@"
-    rb"|MSG (?:Hotmail|[^ \r\n@]+@[^ \r\n]+) [^\r\n]+ [0-9]+\r?\n"
-    + _HEADER
-    + rb"|(?:JOI|BYE) [^ \r\n@]+@[^ \r\n]+[ \r]|USR [0-9]+ OK [^ \r\n@]+@|QNG(?: [0-9]+)?\r?\n"
-    rb"|UBX [^ \r\n@]+@[^ \r\n]+ [0-9 ]+\r?\n<|NFY (?:PUT|DEL) [0-9]+\r?\nRouting:"
-    rb"|RNG [^ \r\n]+ [^ \r\n]+ CKI |CHL 0 [0-9]+\r?\n"
-    rb"|XFR [0-9]+ (?:NS [^ \r\n]+|SB [^ \r\n]+ CKI )|CAL [0-9]+ RINGING |ANS [0-9]+ OK\r?\n"
-    rb"|IRO [0-9]+ [0-9]+ [0-9]+ [^ \r\n@]+@|USR [0-9]+ (?:MD5|TWN|SSO) S )"
+# What no server says, and what no client does.
+_OF_CLIENT = re.compile(
+    rb"USR [0-9]{1,10} (?:(?:MD5|TWN|SSO|CTP) I |[^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ *\r?\n)"
+    rb"|ANS [0-9]{1,10} [^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ [^ \r\n]+ *\r?\n"
+    rb"|MSG [0-9]{1,10} [UNADS] [0-9]{1,7}\r?\n" + _HEADER + rb"|CAL [0-9]{1,10} [^ \r\n@]+@"
+    rb"|XFR [0-9]{1,10} SB *\r?\n|CVR [0-9]{1,10} 0x|QRY [0-9]{1,10} [^ \r\n]+ 32\r?\n"
+    rb"|UUX [0-9]{1,10} [0-9]{1,7}\r?\n<|(?:PUT|SDG) [1-9][0-9]{0,9} [0-9]{1,7}\r?\nRouting:"
+    rb"|ADL [1-9][0-9]{0,9} [0-9]{1,7}\r?\n<ml"
 )
-# And a client.
-_REQUEST = re.compile(
-    rb"(?:MSG [0-9]+ [UNADS] [0-9]+\r?\n" + _HEADER + rb"|(?:UUX|ADL) [0-9]+ [0-9]+\r?\n<"
-    rb"|(?:PUT|SDG) [0-9]+ [0-9]+\r?\nRouting:|CHG [0-9]+ [A-Z]{3}[ \r]|CAL [0-9]+ [^ \r\n@]+@"
-    rb"|PNG\r?\n|QRY [0-9]+ [^ \r\n]+ 32\r?\n|XFR [0-9]{1,10} SB\r?\n|CVR [0-9]{1,10} 0x)"
+_OF_SERVER = re.compile(
+    rb"(?:NLN|ILN [0-9]{1,10}) [A-Z]{3} [^ \r\n@]+@|FLN [^ \r\n@]+@|USR [0-9]{1,10} OK [^ \r\n@]+@"
+    rb"|MSG (?:Hotmail|[^ \r\n@]+@[^ \r\n]+) [^\r\n]+ [0-9]{1,7}\r?\n"
+    + _HEADER
+    + rb"|(?:JOI|BYE) [^ \r\n@]+@[^ \r\n]+[ \r\n]|IRO [0-9]{1,10} [0-9]+ [0-9]+ [^ \r\n@]+@"
+    rb"|RNG [^ \r\n]+ [^ \r\n]+ CKI |XFR [0-9]{1,10} (?:NS [^ \r\n]+[: ]|SB [^ \r\n]+ CKI )"
+    rb"|CAL [0-9]{1,10} RINGING |ANS [0-9]{1,10} OK *\r?\n|CHL 0 [0-9]+ *\r?\n"
+    rb"|UBX [^ \r\n@]+@[^ \r\n]+ [0-9 ]+\r?\n<|NFY (?:PUT|DEL) [0-9]{1,7}\r?\nRouting:"
+    rb"|SDG 0 [0-9]{1,7}\r?\nRouting:|LST (?:N=)?[^ \r\n@]+@"
+)
+# And what is of this protocol, whoever says it: VER, USR, CHG and lists come back as they went.
+_ALSO_CLIENT = re.compile(
+    rb"VER [0-9]{1,10} (?:MSNP[0-9]|CVR0)|USR [0-9]{1,10} (?:MD5|TWN|SSO|CTP|SHA) [ISA]\b"
+    rb"|XFR [0-9]{1,10} NS|CNT [0-9]{1,10} CON |ADL [0-9]+ [0-9]+\r?\n<"
+    rb"|CHG [0-9]+ [A-Z]{3}[ \r]|PNG\r?\n"
+)
+_ALSO_SERVER = re.compile(
+    rb"VER [0-9]{1,10} (?:MSNP|CVR0|0\r)|USR [0-9]+ (?:MD5|TWN|SSO) S |QNG(?: [0-9]+)?\r?\n"
 )
 # Found anywhere, it tells a flow that was joined in the middle of a message.
 _MESSAGE = re.compile(
@@ -44,24 +48,6 @@ _MESSAGE = re.compile(
     + _HEADER
     + rb"[^\r\n]{0,400}\r?\n"
     + _HEADER
-)
-# What no server says, and what no client does. VER, CHG and lists come back as they were sent.
-_OF_CLIENT = re.compile(
-    rb"USR [0-9]{1,10} (?:(?:MD5|TWN|SSO|CTP) I |[^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ *\r?\n)"
-    rb"|ANS [0-9]{1,10} [^ \r\n@]+@[^ \r\n]+ [^ \r\n]+ [^ \r\n]+ *\r?\n"
-    rb"|MSG [0-9]{1,10} [UNADS] [0-9]{1,7}\r?\nM|CAL [0-9]{1,10} [^ \r\n@]+@[^ \r\n]+ *\r?\n"
-    rb"|XFR [0-9]{1,10} SB *\r?\n|CVR [0-9]{1,10} 0x[0-9A-Fa-f]+ |QRY [0-9]{1,10} [^ \r\n]+ 32\r?\n"
-    rb"|UUX [0-9]{1,10} [0-9]{1,7}\r?\n<|(?:PUT|SDG) [1-9][0-9]{0,9} [0-9]{1,7}\r?\nRouting:"
-    rb"|ADL [1-9][0-9]{0,9} [0-9]{1,7}\r?\n<ml"
-)
-_OF_SERVER = re.compile(
-    rb"(?:NLN|ILN [0-9]{1,10}) [A-Z]{3} [^ \r\n@]+@|FLN [^ \r\n@]+@|USR [0-9]{1,10} OK [^ \r\n@]+@"
-    rb"|MSG (?:Hotmail|[^ \r\n@]+@[^ \r\n]+) [^\r\n]+ [0-9]{1,7}\r?\nM"
-    rb"|(?:JOI|BYE) [^ \r\n@]+@[^\r\n]*\r?\n|IRO [0-9]{1,10} [0-9]+ [0-9]+ [^ \r\n@]+@"
-    rb"|RNG [^ \r\n]+ [^ \r\n]+ CKI |XFR [0-9]{1,10} (?:NS [^ \r\n]+[: ]|SB [^ \r\n]+ CKI )"
-    rb"|CAL [0-9]{1,10} RINGING |ANS [0-9]{1,10} OK *\r?\n|CHL 0 [0-9]+ *\r?\n"
-    rb"|UBX [^ \r\n@]+@[^ \r\n]+ [0-9 ]+\r?\n<|NFY (?:PUT|DEL) [0-9]{1,7}\r?\nRouting:"
-    rb"|SDG 0 [0-9]{1,7}\r?\nRouting:|LST (?:N=)?[^ \r\n@]+@"
 )
 # Words that lines of other protocols may begin with too.
 _COMMON = frozenset(
@@ -150,8 +136,8 @@ class MsnpParser:
         kind = recognise_both(to_server, to_client)
         if kind is not False:
             return Verdict.MORE if kind is True else Verdict.YES
-        asked = _verdict(Direction.TO_SERVER, to_server, (_FIRST, _REQUEST))
-        answered = _verdict(Direction.TO_CLIENT, to_client, (_ANSWER,))
+        asked = _verdict(Direction.TO_SERVER, to_server, (_OF_CLIENT, _ALSO_CLIENT))
+        answered = _verdict(Direction.TO_CLIENT, to_client, (_OF_SERVER, _ALSO_SERVER))
         if Verdict.YES in (asked, answered):
             return Verdict.YES
         return Verdict.MORE if Verdict.MORE in (asked, answered) else Verdict.NO
