@@ -34,7 +34,9 @@ from streamtap.model import (
 from streamtap.patterns import Conversations, Data, Message
 from streamtap.pipeline import Pipeline, Terms
 from streamtap.pipeline.speech import SECOND_LOOKS
+from streamtap.protocols import Limits
 from streamtap.protocols.http import HttpParser, HttpRequest
+from streamtap.protocols.msnp import MsnpParser
 
 UP, DOWN = Direction.TO_SERVER, Direction.TO_CLIENT
 MS = 1_000_000
@@ -295,6 +297,22 @@ def test_a_parser_that_breaks_is_reported_and_the_flow_goes_on(
     assert "secret" not in msgspec.json.encode(failed).decode()
     assert [r.direction for r in records if isinstance(r.body, Data)] == ["received"]
     assert closing(records).complete is True
+
+
+def test_what_a_broken_parser_held_counts_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = Limits()
+    pipe, talk = Pipeline(limits=limits), Talk()
+    held = b"ADL 3 900000\r\n<ml>"
+    pipe.feed([opened(), talk.say(UP, b"VER 1 MSNP15 CVR0\r\n" + held, 1 * MS)])
+    assert limits.pool.held == len(held)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret payload")
+
+    monkeypatch.setattr(MsnpParser, "receive", broken)
+    records = pipe.feed([talk.say(UP, b"x", 2 * MS)])
+    assert bodies(records, ParserFailed)
+    assert (limits.pool.held, limits.pool._sharers) == (0, 0)
 
 
 def test_what_breaks_before_the_protocol_is_known_ends_neither_the_flow_nor_the_others(

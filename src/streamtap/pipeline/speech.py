@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 from streamtap.model import Content, Direction, Gap
 from streamtap.protocols import Limits, Parser, detect
@@ -136,6 +137,10 @@ class Speech:
 
     def give_up(self, opaque: type[Parser]) -> None:
         """Its parser broke: from now on it is told what passes, and nothing else."""
+        if self.parser is not None:
+            with suppress(Exception):  # what it held counts no more, whatever it says of that
+                for direction in Direction:
+                    deque(self.parser.end(direction), maxlen=0)
         self.name = opaque.name
         self.fluent = False
         self.looks = 0
