@@ -212,6 +212,20 @@ def test_what_sessions_hold_is_bounded_together(monkeypatch: pytest.MonkeyPatch)
     assert (len(sessions), sessions._held) == (0, 0)
 
 
+def test_a_session_that_must_make_room_while_it_closes_ends_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    web = Web()
+    web.ask(1, "Action=open&Server=NS&IP=192.0.2.20", lines("VER 1 MSNP8 CVR0"))
+    web.answer(1, "n.1", lines("VER 1 MSNP8", "USR 3 OK ana@example.com Ana 1 0"))
+    held = web.pipeline._telling._conversations._gateway._memory.limits.pool
+    monkeypatch.setattr(gateway, "HELD", 100)
+    web.ask(1, "Action=poll&SessionID=n.1")
+    web.answer(1, "n.2", b"MSG Hotmail Hotmail 2000\r\n" + b"x" * 1000, more="; Session=close")
+    web.wait(200)
+    assert (held.held, held._sharers) == (0, 0)
+
+
 PART = ("MIME-Version: 1.0", "Content-Type: text/plain", "Message-ID: {1}", "Chunks: 2", "")
 
 

@@ -249,6 +249,8 @@ class Gateway:
         elif content:
             told += session.inner.receive(place, content)
         told += self._count(session)
+        if session.over:  # it had to make room
+            return told
         if event.final and session.closing and place.direction is Direction.TO_CLIENT:
             told += self._close(session, place)
         return told
