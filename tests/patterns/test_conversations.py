@@ -8,7 +8,7 @@ from typing import TypeVar
 import pytest
 
 from helpers import transcripts
-from streamtap.model import Content
+from streamtap.model import Content, Direction
 from streamtap.patterns import (
     Connect,
     Contacts,
@@ -26,9 +26,12 @@ from streamtap.patterns import (
     SignIn,
     SignOut,
 )
+from streamtap.patterns.level import Level
 from streamtap.patterns.links import MOST, Links
 from streamtap.patterns.msnp import chunks
-from streamtap.patterns.msnp.chunks import OPEN
+from streamtap.patterns.msnp.chunks import OPEN, Chunks, Talk
+from streamtap.patterns.msnp.client import Place
+from streamtap.patterns.msnp.mime import parse_mime
 from streamtap.protocols.msnp import MsnpCommand
 
 ALICE, BOB = "alice@example.com", "bob@example.com"
@@ -327,6 +330,19 @@ def test_no_message_in_parts_is_lost_where_too_many_are_unfinished(flows: int) -
     told = only(Message, text, Content.FULL)
     assert sorted(body.content or "" for body in told) == [f"{n:04}" for n in range(2 * OPEN)]
     assert {(body.sender, body.recipients, body.kind) for body in told} == {(BOB, (ALICE,), "text")}
+
+
+def test_what_made_room_is_told_also_while_the_clock_stands_still() -> None:
+    told = Chunks(Level(Content.META))
+    place = Place(1, Direction.TO_CLIENT, 5, 0, 10)
+    for number in range(OPEN + 2):
+        mime = parse_mime(f"Message-ID: {number}\r\nChunks: 2\r\n\r\nx".encode(), 100)
+        assert told.add("", Talk(place, "c", BOB, (ALICE,)), mime) is None
+    conversations = Conversations()
+    conversations._chunks = told
+    conversations._ticked_ns = 5
+    assert len(conversations.tick(5)) == 2
+    assert conversations.tick(5) == []
 
 
 def test_the_bytes_of_unfinished_messages_are_bounded_and_none_is_lost(

@@ -145,7 +145,7 @@ class Conversations:
 
     def tick(self, now_ns: int) -> Sequence[Meaning]:
         """Time has come to `now_ns`, in the time of the data: what waited long enough is given."""
-        ended = self._bursts.tick(now_ns)
+        ended = [*self._bursts.tick(now_ns), *self._chunks.gone()]
         if now_ns - self._ticked_ns >= _TICK_NS:
             self._ticked_ns = now_ns
             self._links.expire(now_ns)

@@ -14,8 +14,6 @@ SIZE = 1024 * 1024  # of one message
 WAIT_NS = 120_000_000_000
 OPEN = 256  # unfinished messages of all flows
 HELD = 16 * 1024 * 1024  # bytes of all of them
-
-
 MARK = 256  # characters by which messages are told apart; a GUID is shorter
 
 _Key = tuple[object, Direction, str | None, str]
@@ -62,7 +60,7 @@ class Chunks:
         self._gone: list[Meaning] = []  # what had to make room, until it is asked for
 
     def __len__(self) -> int:
-        """How many `expire` and `end` may have something to say of."""
+        """How many `expire`, `gone` and `end` may have something to say of."""
         return len(self._open) + len(self._gone)
 
     def add(self, owner: object, talk: Talk, mime: Mime) -> Mime | None:
@@ -107,7 +105,6 @@ class Chunks:
 
     def expire(self, now_ns: int) -> Iterator[Meaning]:
         """What is still incomplete after long enough, as far as it came."""
-        yield from self.gone()
         for key, parts in list(self._open.items()):
             if now_ns - parts.talk.place.time_ns < WAIT_NS:
                 return  # they began one after the other
