@@ -16,7 +16,14 @@ from streamtap.patterns.msnp.membership import invited
 from streamtap.patterns.msnp.presence import Presences, name_of
 from streamtap.patterns.msnp.relayed import Relayed
 from streamtap.patterns.msnp.transfers import Transfers
-from streamtap.patterns.msnp.words import OUT_REASONS, account_of, group_of, place_of, unquoted
+from streamtap.patterns.msnp.words import (
+    OUT_REASONS,
+    STATUS,
+    account_of,
+    group_of,
+    place_of,
+    unquoted,
+)
 from streamtap.protocols.msnp import MsnpCommand, MsnpPacket
 from streamtap.protocols.msnp.commands import NEWEST
 from streamtap.protocols.msnp.p2p import parse_slp
@@ -184,9 +191,12 @@ class Notification:
 
     def contact_presence(self, time_ns: int, event: MsnpCommand) -> Patterns:
         args = event.args
-        at = 0 if event.verb == "FLN" else 1
-        if len(args) > at and (group := group_of(args[at])):
-            return self._relayed.member(event, time_ns, group, self._client.own(time_ns))
+        gone = event.verb == "FLN"
+        whose = args[:1] if gone else args[1:2]
+        if whose and (group := group_of(whose[0])):
+            status = "offline" if gone else STATUS.get(args[0])
+            own = self._client.own(time_ns)
+            return self._relayed.member(event, time_ns, group, account_of(whose[0]), own, status)
         return self._presences.contact(event)
 
     def personal(self, time_ns: int, event: MsnpCommand) -> Patterns:

@@ -12,7 +12,7 @@ from streamtap.patterns.msnp.groups import Groups
 from streamtap.patterns.msnp.mime import Mime, parse_mime, shown_text
 from streamtap.patterns.msnp.presence import Presences
 from streamtap.patterns.msnp.transfers import Transfers
-from streamtap.patterns.msnp.words import STATUS, Routed, account_of, roster_status, routed
+from streamtap.patterns.msnp.words import Routed, account_of, roster_status, routed
 from streamtap.protocols.msnp import MsnpCommand, MsnpPacket, Slp
 from streamtap.protocols.msnp.p2p import parse_slp
 
@@ -111,11 +111,16 @@ class Relayed:
             return self._groups.published(event, time_ns, route, own, sent=sent)
         return self._presence(event, time_ns, route, own)
 
-    def member(self, event: MsnpCommand, time_ns: int, group: str, own: str | None) -> Patterns:
+    def member(
+        self,
+        event: MsnpCommand,
+        time_ns: int,
+        group: str,
+        account: str,
+        own: str | None,
+        status: str | None,
+    ) -> Patterns:
         """NLN and FLN of somebody in a group."""
-        gone = event.verb == "FLN"
-        account = account_of(event.args[0 if gone else 1])
-        status = "offline" if gone else STATUS.get(event.args[0])
         return self._groups.seen(event, time_ns, group, account, own, status) if status else NOTHING
 
     def acknowledged(self, event: MsnpCommand, time_ns: int) -> Patterns:
