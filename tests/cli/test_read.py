@@ -15,6 +15,7 @@ import pytest
 from helpers import captures
 from helpers.captures import Packet
 from helpers.commands import STREAMTAP, run
+from helpers.live import eventually
 from helpers.packets import Talk, ethernet, ipv4, tcp
 
 CAPTURES = Path(__file__).parent.parent / "captures"
@@ -255,3 +256,32 @@ def test_a_pipe_that_nobody_wants_to_read_further_is_not_damaged(
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=30)
     assert (process.returncode, b"error" in told) == (0, False), told
+
+
+@pytest.mark.parametrize("before", [0, 1, 30], ids=["nothing", "a byte", "part of the header"])
+def test_a_pipe_whose_bytes_come_late_is_read(capture: Path, before: int) -> None:
+    """As from `tcpdump -w -` on a host where nothing happens yet."""
+    command = [*STREAMTAP, "read", "--json", "-"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(capture.read_bytes()[:before])
+        process.stdin.flush()
+        status = Path(f"/proc/{process.pid}/status")
+
+        def waits() -> int:
+            """How often it has waited; 0 while it does something, or once it has ended."""
+            text = status.read_text()
+            count = re.search(r"\nvoluntary_ctxt_switches:\t(\d+)", text)
+            return int(count[1]) if count and "State:\tS" in text else 0
+
+        maps = Path(f"/proc/{process.pid}/maps")
+        eventually(lambda: "multiarray" in maps.read_text() and waits(), "it waits for its input")
+        first = waits()
+        # Each look at an input that has nothing gives up the processor once.
+        eventually(lambda: process.poll() is not None or waits() > first + 2, "it looked again")
+        told, said = process.communicate(capture.read_bytes()[before:], timeout=30)
+    assert process.returncode == 0, said
+    apps = [json.loads(line).get("app") for line in told.splitlines()]
+    assert {app["pid"] for app in apps if app} == {71, 72}

@@ -168,8 +168,8 @@ class Outputs:
 
     @property
     def left(self) -> bool:
-        """Some sink still takes records."""
-        return self._session is not None and not self._session.over
+        """Some sink still takes records, or will once they are open."""
+        return self._session is None or not self._session.over
 
     @property
     def over(self) -> bool:
