@@ -156,10 +156,10 @@ def test_who_finds_no_room_tells_it_and_counts_right(
 ) -> None:
     parser, script = sample(name, number)
     draw = random.Random(seed)
-    pool = Pool(limit=draw.choice([0, 200]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_base, "OWN_LEAST", own)
         patch.setattr(_base, "OWN_MOST", own)
+        pool = Pool(limit=draw.choice([0, 200]))
         for steps in (script, with_gaps(script, draw), mutated(script, draw)):
             limits = Limits(pool=pool)
             assert_tiles(run(parser, split(steps, sizes), midstream=midstream, limits=limits))

@@ -7,7 +7,8 @@ from helpers.streams import Script, Trace, assert_tiles, bytewise, run
 from protocols.samples import C, S, lines
 from streamtap.events import Event, Malformed, Skipped
 from streamtap.model import Direction
-from streamtap.protocols import Limits
+from streamtap.protocols import Limits, Pool, _base
+from streamtap.protocols._base import FULL
 from streamtap.protocols._redact import is_redacted, redact, without_hashes
 from streamtap.protocols.http import HttpBody, HttpParser, HttpRequest, HttpResponse, HttpTunnel
 
@@ -465,3 +466,30 @@ def test_events_can_be_read_back_from_json() -> None:
     trace = feed((C, GET), (S, OK2))
     for event in (*trace.of(C), *trace.of(S)):
         assert msgspec.json.decode(msgspec.json.encode(event), type=union) == event
+
+
+@pytest.mark.parametrize(
+    ("direction", "before", "held"),
+    [
+        (C, b"", b"GET / HTTP/1.1\r\nX: "),
+        (S, lines("HTTP/1.1 200 OK", "Transfer-Encoding: chunked", ""), b"3\r\nabc\r\n000000"),
+    ],
+    ids=["head", "line of a chunk"],
+)
+def test_what_finds_no_room_is_passed_over_and_the_next_head_is_found(
+    direction: Direction, before: bytes, held: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_base, "OWN_LEAST", 4)
+    monkeypatch.setattr(_base, "OWN_MOST", 4)
+    pool = Pool()
+    pool.held = others = pool.limit + 1
+    parser = HttpParser(limits=Limits(pool=pool), midstream=False)
+    head = lines("GET /next HTTP/1.1" if direction is C else "HTTP/1.1 204 No Content", "")
+    events = [*parser.receive(direction, before), *parser.receive(direction, held)]
+    assert pool.held == others
+    events += parser.receive(direction, b"\r\n\r\n" + head)
+    events += [event for each in Direction for event in parser.end(each)]
+    assert (pool.held, pool._sharers) == (others, 0)
+    assert FULL in [event.reason for event in events if isinstance(event, Skipped)]
+    assert isinstance(events[-1], HttpRequest | HttpResponse)
+    assert sum(event.length for event in events) == len(before + held + b"\r\n\r\n" + head)

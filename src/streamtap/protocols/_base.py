@@ -25,6 +25,7 @@ HELD_ALL = 64 << 20  # bytes that the parsers of all flows may hold together
 OWN_MOST = 16 << 10
 OWN_LEAST = 2 << 10
 OWN_ALL = 32 << 20
+FULL = "too much is held for others"  # why what finds no room is passed over
 
 
 class Pool(Room):

@@ -71,6 +71,7 @@ class Half:
     __slots__ = (
         "buffer",
         "confirming",
+        "counted",
         "framing",
         "is_request",
         "limits",
@@ -100,6 +101,15 @@ class Half:
         self.framing: Framing | None = None
         self.truncated = False  # bytes of the body were lost
         self.may_tunnel = False  # after CONNECT or an offer to upgrade
+        self.counted = 0  # bytes held, as the room that all parsers have knows them
+        limits.pool.share(1)
+
+    def count(self) -> bool:
+        """What is held counts for all; whether there is room for it."""
+        pool, length = self.limits.pool, len(self.buffer)
+        pool.held += length - self.counted
+        self.counted = length
+        return not pool.refuses(length)
 
     def skip(self, length: int, reason: str = "") -> None:
         """Pass over bytes at the front; told once it is known how far it goes."""

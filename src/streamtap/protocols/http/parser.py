@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from streamtap.events import Event, Malformed, Skipped
 from streamtap.model import Direction
-from streamtap.protocols._base import Limits, Verdict
+from streamtap.protocols._base import FULL, Limits, Verdict
 from streamtap.protocols._buffer import drain
 from streamtap.protocols.http.body import Chunked, Counted, UntilClose
 from streamtap.protocols.http.boundary import confirm, seek_request, seek_response
@@ -81,6 +81,8 @@ class HttpParser:
         if data and not self._passes(half, len(data)):
             half.buffer.append(data)
             self._advance(half)
+            if not half.count():
+                self._make_room(half)
         return drain(half.ready)
 
     def gap(self, direction: Direction, length: int) -> Iterator[Event]:
@@ -89,13 +91,9 @@ class HttpParser:
         if half.state is State.BODY:
             self._gap_in_body(half, length)
         elif half.state is not State.TUNNEL:
-            # Whatever was lost may have held heads.
-            self._pairing.lost(half.is_request)
-            if not self._in_doubt(half):
-                half.seek("gap")
-            half.skip(len(half.buffer))
-            half.seek("gap")
+            self._lose(half, "gap")
         half.buffer.pass_over(length)
+        half.count()
         return drain(half.ready)
 
     def end(self, direction: Direction) -> Iterator[Event]:
@@ -111,12 +109,30 @@ class HttpParser:
                 half.seek("ended within a head")
             half.skip(len(half.buffer))
             half.flush_skipped()
+        half.count()
+        half.limits.pool.share(-1)
         return drain(half.ready)
 
     @staticmethod
     def _in_doubt(half: Half) -> bool:
         """Are the bytes held still part of what is being skipped?"""
         return half.state is State.SEEK or half.confirming
+
+    def _lose(self, half: Half, reason: str) -> None:
+        """What is held is passed over; whatever was lost may have held heads."""
+        self._pairing.lost(half.is_request)
+        if not self._in_doubt(half):
+            half.seek(reason)
+        half.skip(len(half.buffer))
+        half.seek(reason)
+
+    def _make_room(self, half: Half) -> None:
+        """All flows together hold too much for what waits here."""
+        if half.state is State.BODY:
+            self._break_body(half, FULL)
+        else:
+            self._lose(half, FULL)
+        half.count()
 
     def _passes(self, half: Half, length: int) -> bool:
         # Content in bulk is counted where it lies: storing it would only cost time.
@@ -323,9 +339,14 @@ class HttpParser:
                 half.tell_body(0, 0, final=True)
                 half.await_head()
             return
+        self._break_body(half, "gap")
+
+    def _break_body(self, half: Half, reason: str) -> None:
+        """Where the body ends is not known any more."""
+        half.truncated = True
         self._end_body(half, len(half.buffer))
         self._pairing.lost(half.is_request)
-        half.seek("gap")
+        half.seek(reason)
 
     def _end_body(self, half: Half, held: int) -> None:
         half.tell_body(held, 0, final=True)

@@ -9,7 +9,7 @@ from enum import Enum
 
 from streamtap.events import Event, Malformed, Skipped
 from streamtap.model import Direction
-from streamtap.protocols._base import Limits
+from streamtap.protocols._base import FULL, Limits
 from streamtap.protocols.msnp.commands import is_number
 from streamtap.protocols.msnp.events import MsnpCommand, MsnpDirect
 from streamtap.protocols.msnp.p2p import HANDSHAKE, HEADER, Packets, decode, nonce_hashes
@@ -151,7 +151,7 @@ class DirectStream:
     def _wait(self, events: list[Event]) -> None:
         """What is held has to wait: not where all flows together hold too much."""
         if self._pool.refuses(len(self._held)):
-            self._malformed("too much is held for others", events)
+            self._malformed(FULL, events)
             self._offset += len(self._release())
 
     def _release(self) -> bytes:

@@ -11,7 +11,7 @@ from enum import Enum
 
 from streamtap.events import Event, Malformed, Skipped
 from streamtap.model import Direction
-from streamtap.protocols._base import Limits
+from streamtap.protocols._base import FULL, Limits
 from streamtap.protocols.msnp.carried import HEAD, PEER_TO_PEER, Carried, head_of
 from streamtap.protocols.msnp.commands import (
     FORMS,
@@ -43,7 +43,6 @@ USUAL = (
 )
 MIDSTREAM = "joined in mid-stream"
 LOST = "bytes were lost"
-FULL = "too much is held for others"
 TRUNCATED = "rest of a payload of which bytes were lost"
 NOT_MSNP = "not MSNP"
 NEWER = "MSNP22 or later"
